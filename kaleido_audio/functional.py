@@ -284,7 +284,10 @@ def frame(
             waveform = F.pad(waveform, (pad, pad))
         return _with_margins(waveform, margin, pad_mode).unfold(-1, frame_length, hop_length)
 
-    _check_lengths(waveform, lengths, frame_length, pad, margin, pad_mode)
+    shortest = check_lengths(waveform, lengths)
+    if shortest is not None:
+        item = f" (item {int(lengths.argmin())} of the batch)"
+        _check_long_enough(shortest, frame_length, pad, margin, pad_mode, item)
     lengths = lengths.to(waveform.device)
     if pad or not margin:
         waveform = mask_frames(waveform, lengths)
@@ -343,7 +346,17 @@ def _check_long_enough(time: int, n_fft: int, pad: int, margin: int, pad_mode: s
         )
 
 
-def _check_lengths(waveform: Tensor, lengths: Tensor, n_fft: int, pad: int, margin: int, pad_mode: str) -> None:
+def check_lengths(waveform: Tensor, lengths: Tensor) -> int | None:
+    """The shortest of the lengths ``(batch,)`` of a padded waveform ``(batch, time)``, in samples.
+
+    None where there is none, and while a graph is traced, when values are unknown.
+
+    Raises:
+        ValueError: shapes, a type or a value that does not fit, with what was expected.
+
+    >>> check_lengths(torch.zeros(2, 100), torch.tensor([100, 60]))
+    60
+    """
     if waveform.ndim != 2 or lengths.ndim != 1 or len(lengths) != len(waveform):
         raise ValueError(
             f"lengths need a waveform (batch, time) and lengths (batch,), got {tuple(waveform.shape)} and "
@@ -352,12 +365,11 @@ def _check_lengths(waveform: Tensor, lengths: Tensor, n_fft: int, pad: int, marg
     if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
         raise ValueError(f"expected lengths as integers (samples), got {lengths.dtype}")
     if torch.compiler.is_compiling() or len(lengths) == 0:
-        return  # values are unknown while a graph is traced
+        return None
     shortest, longest = (int(value) for value in lengths.aminmax())
     if shortest < 1 or longest > waveform.shape[-1]:
         raise ValueError(f"expected lengths between 1 and time = {waveform.shape[-1]} samples, got {lengths.tolist()}")
-    item = f" (item {int(lengths.argmin())} of the batch)"
-    _check_long_enough(shortest, n_fft, pad, margin, pad_mode, item)
+    return shortest
 
 
 # --- spectrograms ---

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kaleido_audio.functional import check_at_least, check_choice, hz_to_mel, mask_frames, mel_to_hz
+from kaleido_audio.functional import check_at_least, check_choice, check_lengths, hz_to_mel, mask_frames, mel_to_hz
 
 CONTEXTS = ("window", "utterance")
 _POOL_SIZES = {"window": (3, 3, 3, 2), "utterance": (5, 4, 4, 2)}
@@ -197,7 +197,7 @@ class SincNet(nn.Module):
         n_frames = time // self.hop_length + 1
         counts = None
         if lengths is not None:
-            _check_lengths(waveform, lengths)
+            check_lengths(waveform, lengths)
             counts = lengths // self.hop_length + 1
             waveform = mask_frames(waveform, lengths)
         convolve = self._over_windows if self.context == "window" else self._over_utterances
@@ -352,15 +352,3 @@ def _at_frames(features: Tensor, exists: Tensor) -> Tensor:
     """Feature vectors of the frames that exist, put in place: ``(batch, n_features, n_frames)``, else zero."""
     placed = features.new_zeros(*exists.shape, features.shape[-1])
     return placed.index_put(exists.nonzero(as_tuple=True), features).transpose(1, 2)
-
-
-def _check_lengths(waveform: Tensor, lengths: Tensor) -> None:
-    if waveform.ndim != 2 or lengths.shape != waveform.shape[:1]:
-        raise ValueError(
-            f"lengths need a waveform (batch, time) and lengths (batch,), got {tuple(waveform.shape)} and "
-            f"{tuple(lengths.shape)}"
-        )
-    if lengths.dtype == torch.bool or lengths.is_floating_point():
-        raise ValueError(f"expected lengths as integers (samples), got {lengths.dtype}")
-    if len(lengths) and not 1 <= int(lengths.min()) <= int(lengths.max()) <= waveform.shape[-1]:
-        raise ValueError(f"expected lengths between 1 and time = {waveform.shape[-1]} samples, got {lengths.tolist()}")

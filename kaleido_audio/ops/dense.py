@@ -48,32 +48,26 @@ def factor_matrix(stages: Tensor, *, increasing: bool) -> Tensor:
     return partial.view(n, n)
 
 
-def product_matrix(factors: Tensor, *, in_features: int, rows: Tensor | None = None) -> Tensor:
+def product_matrix(factors: Tensor, *, in_features: int, rows: Tensor | slice = slice(None)) -> Tensor:
     """The chosen rows and the first ``in_features`` columns of the dense matrix of the whole product.
 
     Args:
         factors: ``(F, log2 n, 2, n)``.
         in_features: columns kept, at most n.
-        rows: int64 indices of the rows kept, in that order; all n if None.
+        rows: int64 indices of the rows kept, in that order, or a slice of them; all n by default.
 
     Shape:
-        result ``(len(rows), in_features)``.
+        result ``(number of rows, in_features)``.
     """
-    n_factors = factors.shape[0]
+    n_factors, _, _, n = factors.shape
     if n_factors == 0:
-        identity = torch.eye(factors.shape[-1], dtype=factors.dtype, device=factors.device)
-        return (identity if rows is None else identity[rows])[:, :in_features]
-    result: Tensor | None = None
+        return torch.eye(n, dtype=factors.dtype, device=factors.device)[rows, :in_features]
+    matrices = [factor_matrix(stages, increasing=f % 2 == 1) for f, stages in enumerate(factors)]
+    matrices[0] = matrices[0][:, :in_features]
+    result = matrices[-1][rows]
     # From the last factor to the first, so that the chosen rows are the only ones ever multiplied.
-    for f in reversed(range(n_factors)):
-        matrix = factor_matrix(factors[f], increasing=f % 2 == 1)
-        if f == 0:
-            matrix = matrix[:, :in_features]
-        if result is None:
-            result = matrix if rows is None else matrix[rows]
-        else:
-            result = result @ matrix
-    assert result is not None
+    for matrix in reversed(matrices[:-1]):
+        result = result @ matrix
     return result
 
 

@@ -69,15 +69,7 @@ def butterfly_multiply(x: Tensor, factors: Tensor, *, out_features: int | None =
     out_features = n if out_features is None else out_features
     if not 1 <= out_features <= n:
         raise ValueError(f"expected out_features between 1 and {n} (the size of the factors), got {out_features}")
-    x, factors, dtype = _common_types(x, factors)
-    with torch.autocast(x.device.type, enabled=False):
-        if _matrix_is_cheaper(x, n):
-            rows = torch.arange(out_features, device=x.device) if out_features < n else None
-            result = multiply_by_matrix(x, product_matrix(factors, in_features=x.shape[-1], rows=rows))
-        else:
-            padded = F.pad(x, (0, n - x.shape[-1])) if x.shape[-1] < n else x
-            result = multiply_by_stages(padded, factors)[..., :out_features]
-    return result.to(dtype)
+    return _multiply(x, factors, slice(out_features))
 
 
 def butterfly_outputs(x: Tensor, factors: Tensor, rows: Tensor) -> Tensor:
@@ -100,17 +92,10 @@ def butterfly_outputs(x: Tensor, factors: Tensor, rows: Tensor) -> Tensor:
     >>> butterfly_outputs(torch.tensor([3.0, 4.0]), factors, torch.tensor([1, 0]))
     tensor([-1.,  7.])
     """
-    n = _check(x, factors)
+    _check(x, factors)
     if rows.ndim != 1 or rows.dtype != torch.int64:
         raise ValueError(f"expected rows as a 1-D int64 tensor, got {rows.dtype} of shape {tuple(rows.shape)}")
-    x, factors, dtype = _common_types(x, factors)
-    with torch.autocast(x.device.type, enabled=False):
-        if _matrix_is_cheaper(x, n):
-            result = multiply_by_matrix(x, product_matrix(factors, in_features=x.shape[-1], rows=rows))
-        else:
-            padded = F.pad(x, (0, n - x.shape[-1])) if x.shape[-1] < n else x
-            result = multiply_by_stages(padded, factors).index_select(-1, rows)
-    return result.to(dtype)
+    return _multiply(x, factors, rows)
 
 
 def to_dense(factors: Tensor, *, out_features: int | None = None, in_features: int | None = None) -> Tensor:
@@ -129,8 +114,20 @@ def to_dense(factors: Tensor, *, out_features: int | None = None, in_features: i
             [ 1., -1.]])
     """
     n = _check_factors(factors)
-    rows = None if out_features in (None, n) else torch.arange(out_features, device=factors.device)
-    return product_matrix(factors, in_features=n if in_features is None else in_features, rows=rows)
+    return product_matrix(factors, in_features=n if in_features is None else in_features, rows=slice(out_features))
+
+
+def _multiply(x: Tensor, factors: Tensor, rows: Tensor | slice) -> Tensor:
+    """The chosen outputs, by the cheaper path, once the arguments are known to fit."""
+    n = factors.shape[-1]
+    x, factors, dtype = _common_types(x, factors)
+    with torch.autocast(x.device.type, enabled=False):
+        if _matrix_is_cheaper(x, n):
+            result = multiply_by_matrix(x, product_matrix(factors, in_features=x.shape[-1], rows=rows))
+        else:
+            padded = F.pad(x, (0, n - x.shape[-1])) if x.shape[-1] < n else x
+            result = multiply_by_stages(padded, factors)[..., rows]
+    return result.to(dtype)
 
 
 def _matrix_is_cheaper(x: Tensor, n: int) -> bool:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipes.timit.files import replace_text
+
 OPTIMIZERS = ("adam", "rmsprop")
 SCHEDULES = ("steps", "newbob")
 NORMALIZATIONS = ("utterance", "speaker", "none")
@@ -97,7 +99,7 @@ class Config:
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        replace_text(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Config:

@@ -14,6 +14,7 @@ import torch
 from rich.progress import track
 
 from recipes.timit.config import Config
+from recipes.timit.files import replace_text
 from recipes.timit.frontends import spec_of
 from recipes.timit.phones import transcript_39
 from recipes.timit.scoring import ErrorCounts, score_corpus
@@ -59,10 +60,8 @@ class RunResult:
     confusions: list[tuple[str | None, str | None, int]]
 
     def save(self, path: Path) -> None:
-        """Write as JSON, as a whole or not at all."""
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
-        partial.replace(path)
+        """Write as JSON."""
+        replace_text(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> RunResult:

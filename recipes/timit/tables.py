@@ -75,8 +75,7 @@ LEGEND = (
 
 def corpus_title(corpus: Corpus) -> str:
     """Name, kind of labels, and whether it is TIMIT: what every table and figure says about its numbers."""
-    labels = corpus.labels if corpus.labels.endswith("labels") else f"{corpus.labels} labels"
-    return f"{corpus.name} ({labels})" + ("" if is_timit(corpus) else ", not TIMIT")
+    return corpus.title + ("" if is_timit(corpus) else ", not TIMIT")
 
 
 def is_timit(corpus: Corpus) -> bool:
@@ -87,9 +86,8 @@ def is_timit(corpus: Corpus) -> bool:
 def headline(corpus: Corpus) -> str:
     """First line of the table."""
     if is_timit(corpus):
-        return f"Phone error rates on {corpus_title(corpus)}"
-    name = corpus_title(corpus).removesuffix(", not TIMIT")
-    return f"These are not TIMIT results: phone error rates on the stand-in corpus {name}"
+        return f"Phone error rates on {corpus.title}"
+    return f"These are not TIMIT results: phone error rates on the stand-in corpus {corpus.title}"
 
 
 def setting(groups: Groups, corpus: Corpus) -> str:

@@ -25,14 +25,12 @@ from kaleido_audio.nn import param_groups
 from recipes.timit.config import Config
 from recipes.timit.corpus import Corpus, Utterance
 from recipes.timit.data import Batch, LengthBatches, SpeechDataset, loader, phone_inventory, transcript
+from recipes.timit.files import replace_text
 from recipes.timit.frontends import build_frontend, spec_of
-from recipes.timit.hmm import PhoneBigram, force_align, viterbi_paths
+from recipes.timit.hmm import PhoneBigram, force_align, state_priors, viterbi_paths
 from recipes.timit.model import Recognizer, feature_means, frame_mask
 from recipes.timit.phones import IGNORE, STATES_PER_PHONE, fold_to_39, transcript_39
 from recipes.timit.scoring import score
-
-# A frame whose state never occurs in train must not win by a vanishing prior.
-PRIOR_FLOOR = 1e-5
 
 
 class Speech(L.LightningDataModule):
@@ -196,9 +194,8 @@ class PhoneRecognition(L.LightningModule):
     def _use_labels(self, labels: list[np.ndarray], dataset: SpeechDataset) -> None:
         dataset.labels = labels
         known = np.concatenate(labels)
-        counts = np.bincount(known[known != IGNORE], minlength=len(self.log_prior)).astype(np.float64)
-        prior = np.maximum(counts / counts.sum(), PRIOR_FLOOR)
-        self.log_prior.copy_(torch.from_numpy(np.log(prior)))
+        counts = np.bincount(known[known != IGNORE], minlength=len(self.log_prior))
+        self.log_prior.copy_(torch.from_numpy(np.log(state_priors(counts))))
 
     @torch.no_grad()
     def _realign(self, dataset: SpeechDataset) -> list[np.ndarray]:
@@ -235,12 +232,11 @@ class PhoneRecognition(L.LightningModule):
         """Realign once, and set the learning rate."""
         config, epoch = self.config, self.current_epoch
         dataset = self.data.dataset("train")
+        self.measure_speakers(self.data, "train")
         if epoch == config.realign_after > 0 and self.realigned_labels is None:
-            self.measure_speakers(self.data, "train")
             labels = self._realign(dataset) if self.trainer.is_global_zero else None
             self.realigned_labels = self.trainer.strategy.broadcast(labels)
         self._use_labels(self.realigned_labels or dataset.labels, dataset)
-        self.measure_speakers(self.data, "train")
         if config.schedule == "steps":
             done = epoch / config.epochs
             self.lr_scale.fill_(0.1 if done >= 0.85 else 0.3 if done >= 0.6 else 1.0)
@@ -285,10 +281,11 @@ class PhoneRecognition(L.LightningModule):
         """Frame errors against the corpus's own labels, and phone errors after decoding."""
         dataset = self.data.dataset("dev")
         scores = self.log_likelihoods(batch, dataset.utterances)
+        log_prior = self.log_prior.double().cpu().numpy()
         for i, score_of_frames in zip(batch.index.tolist(), scores, strict=True):
             labels = dataset.labels[i]
             known = labels != IGNORE
-            guessed = (score_of_frames + self.log_prior.double().cpu().numpy()).argmax(axis=-1)
+            guessed = (score_of_frames + log_prior).argmax(axis=-1)
             self._dev["errors"] += float((guessed[known] != labels[known]).sum())
             self._dev["frames"] += float(known.sum())
             (phones,) = decode(score_of_frames, self.bigram, self.inventory, [self.config.monitor_lm_weight])
@@ -352,7 +349,7 @@ class HistoryFile(Callback):
         """Write all epochs so far."""
         assert isinstance(pl_module, PhoneRecognition)
         if trainer.is_global_zero:
-            _replace_text(self.path, json.dumps(pl_module.history, indent=1))
+            replace_text(self.path, json.dumps(pl_module.history, indent=1))
 
 
 class Bars(RichProgressBar):
@@ -383,7 +380,7 @@ class ProgressFile(Callback):
             "batches": int(trainer.num_training_batches),
             "dev_per": dev_per,
         }
-        _replace_text(self.path, json.dumps(state))
+        replace_text(self.path, json.dumps(state))
         self._written = time.monotonic()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
@@ -394,13 +391,6 @@ class ProgressFile(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Always write."""
         self._write(trainer, pl_module, epoch=trainer.current_epoch + 1, batch=0)
-
-
-def _replace_text(path: Path, text: str) -> None:
-    """Replace the file as a whole: a reader never sees half of it."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 @contextmanager

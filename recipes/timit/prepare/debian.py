@@ -17,7 +17,7 @@ def unpack(names: Sequence[str], *, work: Path, package: Path | None = None) -> 
     Args:
         names: Debian package names.
         work: folder for the downloaded ``.deb`` files and for the unpacked tree, which are used again next
-        time.
+            time.
         package: where the packages are already: a ``.deb`` file, a folder with the ``.deb`` files, or a
             folder into which they were unpacked (``/`` if they are installed). None downloads them with
             ``apt-get download``, which needs neither root nor an installation, but a Debian (or a derivative)
