@@ -271,6 +271,21 @@ def frame(
     tensor([[0., 1., 2., 3.],
             [2., 3., 4., 5.]])
     """
+    padded = _padded(waveform, frame_length, hop_length, pad=pad, center=center, pad_mode=pad_mode, lengths=lengths)
+    return padded.unfold(-1, frame_length, hop_length)
+
+
+def _padded(
+    waveform: Tensor,
+    frame_length: int,
+    hop_length: int,
+    *,
+    pad: int,
+    center: bool,
+    pad_mode: str,
+    lengths: Tensor | None,
+) -> Tensor:
+    """The signal of which `frame` takes every hop_length-th stretch."""
     check_at_least("n_fft", frame_length, 1)
     check_at_least("hop_length", hop_length, 1)
     check_at_least("pad", pad, 0)
@@ -282,7 +297,7 @@ def frame(
     if lengths is None:
         if pad:
             waveform = F.pad(waveform, (pad, pad))
-        return _with_margins(waveform, margin, pad_mode).unfold(-1, frame_length, hop_length)
+        return _with_margins(waveform, margin, pad_mode)
 
     shortest = check_lengths(waveform, lengths)
     if shortest is not None:
@@ -295,7 +310,7 @@ def frame(
         waveform, lengths = F.pad(waveform, (pad, pad)), lengths + 2 * pad
     if margin:
         waveform = _with_own_margins(waveform, lengths, margin, pad_mode)
-    return waveform.unfold(-1, frame_length, hop_length)
+    return waveform
 
 
 def _with_margins(waveform: Tensor, margin: int, pad_mode: str) -> Tensor:
@@ -417,9 +432,10 @@ def spectrogram(
     >>> spectrogram(tone, 0, torch.hann_window(64), 64, 32, 64, 2.0, center=False).argmax(0).unique()
     tensor([10])
     """
-    frames = _windowed_frames(
+    padded, window = _padded_and_window(
         waveform, pad, window, n_fft, hop_length, win_length, normalized, center, pad_mode, lengths
     )
+    frames = padded.unfold(-1, n_fft, hop_length) * window
     spectrum = torch.fft.rfft(frames) if onesided else torch.fft.fft(frames)
     result = _magnitude_power(spectrum, power).transpose(-1, -2)
     return _masked(result, lengths, n_fft, hop_length, pad, center)
@@ -465,14 +481,15 @@ def k_spectrogram(
     >>> torch.allclose(learnable, spectrogram(x, 0, window, 64, 32, 64, 2.0), atol=1e-4)
     True
     """
-    frames = _windowed_frames(
+    padded, window = _padded_and_window(
         waveform, pad, window, n_fft, hop_length, win_length, normalized, center, pad_mode, lengths
     )
-    spectrum = ops.butterfly_outputs(frames, factors, rows)
-    if power is None and not spectrum.is_complex():
-        spectrum = torch.complex(spectrum, torch.zeros_like(spectrum))
-    result = _magnitude_power(spectrum, power).transpose(-1, -2)
-    return _masked(result, lengths, n_fft, hop_length, pad, center)
+    if power is None:
+        spectrum = ops.butterfly_outputs(padded.unfold(-1, n_fft, hop_length) * window, factors, rows)
+        result = spectrum if spectrum.is_complex() else torch.complex(spectrum, torch.zeros_like(spectrum))
+    else:
+        result = _power_of_squared(ops.butterfly_power_spectrum(padded, window, factors, rows, hop_length), power)
+    return _masked(result.transpose(-1, -2), lengths, n_fft, hop_length, pad, center)
 
 
 def k_mel_spectrogram(
@@ -523,7 +540,7 @@ def k_mel_spectrogram(
     return apply_filterbank(specgram, fb)
 
 
-def _windowed_frames(
+def _padded_and_window(
     waveform: Tensor,
     pad: int,
     window: Tensor,
@@ -534,14 +551,15 @@ def _windowed_frames(
     center: bool,
     pad_mode: str,
     lengths: Tensor | None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
+    """The padded waveform, and the window in the middle of n_fft samples."""
     check_choice("normalized", normalized, NORMALIZATIONS)
     if window.shape != (win_length,) or not 1 <= win_length <= n_fft:
         raise ValueError(
             f"expected a window of win_length = {win_length} samples, with 1 <= win_length <= n_fft = "
             f"{n_fft}, got shape {tuple(window.shape)}"
         )
-    frames = frame(
+    padded = _padded(
         _widened(waveform, window.dtype),
         n_fft,
         hop_length,
@@ -553,7 +571,7 @@ def _windowed_frames(
     if normalized:
         window = window * (n_fft**-0.5 if normalized == "frame_length" else window.square().sum().rsqrt())
     left = (n_fft - win_length) // 2
-    return frames * F.pad(window, (left, n_fft - win_length - left))
+    return padded, F.pad(window, (left, n_fft - win_length - left))
 
 
 def _widened(waveform: Tensor, dtype: torch.dtype) -> Tensor:
@@ -577,14 +595,15 @@ def _widened(waveform: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _magnitude_power(spectrum: Tensor, power: float | None) -> Tensor:
-    """``|spectrum| ** power`` in real arithmetic, with a zero gradient where the spectrum is zero."""
+    """``|spectrum| ** power`` in real arithmetic."""
     if power is None:
         return spectrum
-    if spectrum.is_complex():
-        real, imaginary = spectrum.real, spectrum.imag
-        squared = real * real + imaginary * imaginary
-    else:
-        squared = spectrum * spectrum
+    real, imaginary = spectrum.real, spectrum.imag
+    return _power_of_squared(real * real + imaginary * imaginary, power)
+
+
+def _power_of_squared(squared: Tensor, power: float) -> Tensor:
+    """``squared ** (power / 2)``, with a zero gradient where it is zero."""
     if power == 2:
         return squared
     # The derivative of a power below 1 is infinite at 0, and infinity times 0 would be NaN.

@@ -1,5 +1,19 @@
 """`butterfly_multiply`, the operator under every K-matrix."""
 
-from kaleido_audio.ops.multiply import backend, butterfly_multiply, butterfly_outputs, to_dense
+from kaleido_audio.ops.multiply import (
+    backend,
+    butterfly_multiply,
+    butterfly_outputs,
+    butterfly_power_spectrum,
+    to_dense,
+)
+from kaleido_audio.ops.native import cpu_capability
 
-__all__ = ["backend", "butterfly_multiply", "butterfly_outputs", "to_dense"]
+__all__ = [
+    "backend",
+    "butterfly_multiply",
+    "butterfly_outputs",
+    "butterfly_power_spectrum",
+    "cpu_capability",
+    "to_dense",
+]

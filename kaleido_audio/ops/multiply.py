@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from kaleido_audio.ops import native
 from kaleido_audio.ops.dense import multiply_by_matrix, product_matrix
-from kaleido_audio.ops.reference import multiply_by_stages
+from kaleido_audio.ops.reference import multiply_by_stages, squared_magnitude
 
 _HALF = (torch.float16, torch.bfloat16)
 _PRECISION = {
@@ -24,15 +24,17 @@ def backend(x: Tensor) -> str:
     """The implementation that `butterfly_multiply` uses for a tensor like ``x``.
 
     Returns:
+        ``"cpu"``: the native kernels for the processor, see `cpu_capability`.
         ``"reference"``: plain PyTorch, which runs on every device and needs no compiler. It multiplies by the
-        materialised matrix where that is cheaper and goes stage by stage elsewhere.
+        materialised matrix where that is cheaper and goes stage by stage elsewhere. The environment variable
+        ``KALEIDO_BACKEND=reference`` chooses it when the package is imported.
 
-    >>> backend(torch.zeros(3))
-    'reference'
+    >>> backend(torch.zeros(3)) in ("cpu", "reference")
+    True
     """
     if x.dtype not in _PRECISION:
         raise ValueError(f"expected a real or complex floating-point tensor, got {x.dtype}")
-    return "reference"
+    return x.device.type if native.is_native(x) else "reference"
 
 
 def butterfly_multiply(x: Tensor, factors: Tensor, *, out_features: int | None = None) -> Tensor:
@@ -93,8 +95,7 @@ def butterfly_outputs(x: Tensor, factors: Tensor, rows: Tensor) -> Tensor:
     tensor([-1.,  7.])
     """
     _check(x, factors)
-    if rows.ndim != 1 or rows.dtype != torch.int64:
-        raise ValueError(f"expected rows as a 1-D int64 tensor, got {rows.dtype} of shape {tuple(rows.shape)}")
+    _check_rows(rows)
     return _multiply(x, factors, rows)
 
 
@@ -117,17 +118,81 @@ def to_dense(factors: Tensor, *, out_features: int | None = None, in_features: i
     return product_matrix(factors, in_features=n if in_features is None else in_features, rows=slice(out_features))
 
 
+def butterfly_power_spectrum(
+    waveform: Tensor, window: Tensor, factors: Tensor, rows: Tensor, hop_length: int
+) -> Tensor:
+    """Squared magnitudes of a product of butterfly matrices applied to windowed frames of a waveform.
+
+    ``butterfly_outputs(waveform.unfold(-1, n_fft, hop_length) * window, factors, rows)``, squared. The native
+    kernel does it in one pass, a few frames at a time, without the frames or the spectrum in memory, and so its
+    gradients.
+
+    Args:
+        waveform: ``(..., time)``, float32 or float64, with time >= n_fft. Nothing is padded.
+        window: ``(n_fft,)``, of the same type.
+        factors: coefficients ``(F, log2 n, 2, n)`` with n >= n_fft, of the same precision, real or complex.
+        rows: int64 indices ``(r,)`` of the outputs that are used, in ``[0, n)``; repeats are allowed.
+        hop_length: samples between the starts of neighbouring frames.
+
+    Shape:
+        result ``(..., frames, r)``.
+
+    Raises:
+        ValueError: a shape or type that does not fit, with what was expected.
+
+    >>> factors = torch.tensor([[[[1.0, -1.0], [1.0, 1.0]]]])  # sums and differences of two samples
+    >>> rows = torch.tensor([0, 1])
+    >>> butterfly_power_spectrum(torch.tensor([3.0, 4.0, 4.0]), torch.ones(2), factors, rows, 1)
+    tensor([[49.,  1.],
+            [64.,  0.]])
+    """
+    if window.ndim != 1 or waveform.ndim == 0 or waveform.shape[-1] < window.shape[0] or hop_length < 1:
+        raise ValueError(
+            f"expected waveform (..., time), window (n_fft,) with n_fft <= time, and hop_length >= 1, got "
+            f"{tuple(waveform.shape)}, {tuple(window.shape)} and {hop_length}"
+        )
+    n = _check(window, factors)
+    _check_rows(rows)
+    if waveform.dtype != window.dtype or waveform.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"expected waveform and window both in float32 or both in float64, got {waveform.dtype} and {window.dtype}"
+        )
+    with torch.autocast(waveform.device.type, enabled=False):
+        if factors.is_complex() and n > 1 and len(factors) and native.is_native(waveform):
+            items = waveform.reshape(-1, waveform.shape[-1])
+            result = native.power_spectrum(items, window, factors, rows, hop_length)
+            return result.view(*waveform.shape[:-1], *result.shape[1:])
+        frames = waveform.unfold(-1, window.shape[0], hop_length) * window
+        return squared_magnitude(_multiply(frames, factors, rows))
+
+
 def _multiply(x: Tensor, factors: Tensor, rows: Tensor | slice) -> Tensor:
-    """The chosen outputs, by the cheaper path, once the arguments are known to fit."""
-    n = factors.shape[-1]
+    """The chosen outputs, once the arguments are known to fit."""
     x, factors, dtype = _common_types(x, factors)
     with torch.autocast(x.device.type, enabled=False):
-        if _matrix_is_cheaper(x, n):
-            result = multiply_by_matrix(x, product_matrix(factors, in_features=x.shape[-1], rows=rows))
+        if native.is_native(x) and len(factors) and factors.shape[-1] > 1:
+            result = _multiply_natively(x, factors, rows, dtype)
         else:
-            padded = F.pad(x, (0, n - x.shape[-1])) if x.shape[-1] < n else x
-            result = multiply_by_stages(padded, factors)[..., rows]
-    return result.to(dtype)
+            result = _multiply_plainly(x.float() if x.dtype in _HALF else x, factors, rows)
+    return result if result.dtype == dtype else result.to(dtype)
+
+
+def _multiply_natively(x: Tensor, factors: Tensor, rows: Tensor | slice, dtype: torch.dtype) -> Tensor:
+    if x.dtype in _HALF and x.dtype != dtype:
+        x = x.float()
+    if isinstance(rows, Tensor):
+        return _multiply_natively(x, factors, slice(factors.shape[-1]), dtype).index_select(-1, rows)
+    if x.is_complex() and not factors.is_complex():
+        parts = native.butterfly(torch.stack([x.real, x.imag]), factors, rows.stop)
+        return torch.complex(parts[0], parts[1])
+    return native.butterfly(x, factors, rows.stop)
+
+
+def _multiply_plainly(x: Tensor, factors: Tensor, rows: Tensor | slice) -> Tensor:
+    """By the materialised matrix or stage by stage, whichever is cheaper."""
+    if _matrix_is_cheaper(x, factors.shape[-1]):
+        return multiply_by_matrix(x, product_matrix(factors, in_features=x.shape[-1], rows=rows))
+    return multiply_by_stages(x, factors)[..., rows]
 
 
 def _matrix_is_cheaper(x: Tensor, n: int) -> bool:
@@ -149,6 +214,11 @@ def _check_factors(factors: Tensor) -> int:
     return n
 
 
+def _check_rows(rows: Tensor) -> None:
+    if rows.ndim != 1 or rows.dtype != torch.int64:
+        raise ValueError(f"expected rows as a 1-D int64 tensor, got {rows.dtype} of shape {tuple(rows.shape)}")
+
+
 def _check(x: Tensor, factors: Tensor) -> int:
     n = _check_factors(factors)
     if x.ndim == 0 or not 1 <= x.shape[-1] <= n:
@@ -166,7 +236,7 @@ def _check(x: Tensor, factors: Tensor) -> int:
 
 
 def _common_types(x: Tensor, factors: Tensor) -> tuple[Tensor, Tensor, torch.dtype]:
-    """Operands in the type that is computed in, and the type of the result."""
+    """Operands, factors in the type that is computed in, and the type of the result."""
     if torch.is_autocast_enabled(x.device.type):
         low = torch.get_autocast_dtype(x.device.type)
         x = x.to(low) if x.dtype == torch.float32 else x
@@ -174,6 +244,5 @@ def _common_types(x: Tensor, factors: Tensor) -> tuple[Tensor, Tensor, torch.dty
     dtype = torch.promote_types(x.dtype, factors.dtype)
     if dtype == torch.complex32:  # a half-precision x with complex64 factors and the like
         dtype = torch.complex64
-    x = x.float() if x.dtype in _HALF else x
     factors = factors.float() if factors.dtype in _HALF else factors
     return x, factors, dtype

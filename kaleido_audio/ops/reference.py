@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -31,15 +32,27 @@ def multiply_by_stages(x: Tensor, factors: Tensor) -> Tensor:
     """Apply every stage of every factor in turn: ``y[i] = d[i] * x[i] + o[i] * x[i XOR stride]``.
 
     Args:
-        x: vectors ``(..., n)``.
+        x: vectors ``(..., m)`` with m <= n; the missing entries count as zeros.
         factors: ``(F, log2 n, 2, n)``, diagonal coefficients d at index 0 and off-diagonal ones o at index 1.
 
     Shape:
         result ``(..., n)``.
     """
-    n_factors, log_n = factors.shape[:2]
+    n_factors, log_n, _, n = factors.shape
+    x = F.pad(x, (0, n - x.shape[-1])) if x.shape[-1] < n else x
     for f in range(n_factors):
         for s, stride in enumerate(stage_strides(f, log_n)):
             diagonal, off_diagonal = factors[f, s]
             x = diagonal * x + off_diagonal * swap_partners(x, stride)
     return x
+
+
+def power_spectrum_by_stages(waveform: Tensor, window: Tensor, factors: Tensor, rows: Tensor, hop: int) -> Tensor:
+    """Windowed frames, every stage in turn, squared magnitudes: see `kaleido_audio.ops.butterfly_power_spectrum`."""
+    frames = waveform.unfold(-1, window.shape[0], hop) * window
+    return squared_magnitude(multiply_by_stages(frames, factors).index_select(-1, rows))
+
+
+def squared_magnitude(x: Tensor) -> Tensor:
+    """``|x| ** 2`` in real arithmetic."""
+    return x.real * x.real + x.imag * x.imag if x.is_complex() else x * x

@@ -1,0 +1,305 @@
+// The table of functions for one instruction set: this file is compiled once for each.
+
+#include "kernels.h"
+
+#include <cstdlib>
+#include <new>
+#include <type_traits>
+
+#include "butterfly.h"
+#include "storage.h"
+
+namespace kaleido {
+namespace KALEIDO_ISA {
+namespace {
+
+// Scratch memory of one thread, freed at the end of the block; lines up with cache lines.
+template <typename T>
+class Scratch {
+ public:
+  explicit Scratch(std::ptrdiff_t count) {
+    const std::size_t bytes = (std::size_t(count) * sizeof(T) + 63) / 64 * 64;
+    data_ = static_cast<T*>(std::aligned_alloc(64, bytes ? bytes : 64));
+    if (!data_) std::abort();
+  }
+  ~Scratch() { std::free(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  T* get() const { return data_; }
+
+ private:
+  T* data_;
+};
+
+template <typename T, typename Stored>
+void load_as(const Vectors& v, std::int64_t first, int count, std::ptrdiff_t n, Rows<T> tile, bool imaginary) {
+  const Stored* data = static_cast<const Stored*>(v.data);
+  for (int r = 0; r < count; ++r) {
+    const Stored* from = data + (first + r) * v.row;
+    T *real = tile.at(r, 0), *imag = real + tile.plane;
+    if (v.complex) {
+      for (std::ptrdiff_t i = 0; i < v.features; ++i) {
+        real[i] = T(from[2 * i]);
+        imag[i] = T(from[2 * i + 1]);
+      }
+    } else {
+      for (std::ptrdiff_t i = 0; i < v.features; ++i) real[i] = T(from[i]);
+    }
+    for (std::ptrdiff_t i = v.features; i < n; ++i) real[i] = T(0);
+    if (v.complex || imaginary)
+      for (std::ptrdiff_t i = v.complex ? v.features : 0; i < n; ++i) imag[i] = T(0);
+  }
+}
+
+// Vectors first, ..., first + count - 1 into a tile, followed by zeros up to n; without `imaginary`, a real vector
+// leaves the imaginary plane as it is.
+template <typename T>
+void load_rows(const Vectors& v, std::int64_t first, int count, std::ptrdiff_t n, Rows<T> tile, bool imaginary) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (v.storage == Storage::half) return load_as<T, Half>(v, first, count, n, tile, imaginary);
+    if (v.storage == Storage::bfloat16) return load_as<T, BFloat16>(v, first, count, n, tile, imaginary);
+  }
+  load_as<T, T>(v, first, count, n, tile, imaginary);
+}
+
+template <typename T, typename Stored>
+void store_as(Rows<T> tile, const Vectors& v, std::int64_t first, int count) {
+  Stored* data = static_cast<Stored*>(v.data);
+  for (int r = 0; r < count; ++r) {
+    Stored* to = data + (first + r) * v.row;
+    const T *real = tile.at(r, 0), *imag = real + tile.plane;
+    if (v.complex) {
+      for (std::ptrdiff_t i = 0; i < v.features; ++i) {
+        to[2 * i] = Stored(real[i]);
+        to[2 * i + 1] = Stored(imag[i]);
+      }
+    } else {
+      for (std::ptrdiff_t i = 0; i < v.features; ++i) to[i] = Stored(real[i]);
+    }
+  }
+}
+
+// The first entries of the rows of a tile; a real destination takes the real parts.
+template <typename T>
+void store_rows(Rows<T> tile, const Vectors& v, std::int64_t first, int count) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (v.storage == Storage::half) return store_as<T, Half>(tile, v, first, count);
+    if (v.storage == Storage::bfloat16) return store_as<T, BFloat16>(tile, v, first, count);
+  }
+  store_as<T, T>(tile, v, first, count);
+}
+
+// Calls f with a Product of as many lanes as fit n.
+template <typename T, int Parts, typename F>
+void with_product(bool gradients, const Factors& factors, F&& f) {
+  const T* data = static_cast<const T*>(factors.data);
+  const auto call = [&](auto lanes) {
+    using P = Product<T, decltype(lanes)::value, Parts>;
+    f(P(gradients ? P::Plan::gradients : P::Plan::forward, data, factors.n_factors, factors.log_n));
+  };
+  if (std::ptrdiff_t(1) << factors.log_n >= kLanes<T>)
+    call(std::integral_constant<int, kLanes<T>>());
+  else
+    call(std::integral_constant<int, 1>());
+}
+
+int smaller(std::int64_t a, std::int64_t b) { return int(a < b ? a : b); }
+
+template <typename T, int Parts>
+void multiply(const Multiply& args, std::int64_t begin, std::int64_t end) {
+  with_product<T, Parts>(false, args.factors, [&](const auto& product) {
+    const std::ptrdiff_t n = product.n();
+    // A few real vectors of full length are read and written where they are. With many, rows in a hundred places at
+    // once would defeat the prefetcher: they are copied.
+    const bool few = Parts == 1 && end - begin <= 4;
+    const bool read_in_place = few && args.x.storage == Storage::same && args.x.features == n;
+    const bool write_in_place = few && args.y.storage == Storage::same && args.y.features == n;
+    const int tile_rows = smaller(product.tile_rows(), end - begin);
+    Scratch<T> scratch(tile_rows * product.tile_row());
+    const Rows<T> tile{scratch.get(), product.tile_row(), product.tile_plane()};
+    for (std::int64_t first = begin; first < end; first += tile_rows) {
+      const int rows = smaller(tile_rows, end - first);
+      Rows<T> x = tile, y = tile;
+      if (read_in_place)
+        x = {static_cast<T*>(args.x.data) + first * args.x.row, args.x.row, 0};
+      else
+        load_rows(args.x, first, rows, n, tile, false);
+      if (write_in_place) y = {static_cast<T*>(args.y.data) + first * args.y.row, args.y.row, 0};
+      product.forward(x, tile, y, rows, !args.x.complex, args.factors.packed);
+      if (!write_in_place) store_rows(tile, args.y, first, rows);
+    }
+  });
+}
+
+// Rows of a tile whose checkpoints stay in the second-level cache.
+template <typename P>
+int backward_rows(const P& product, std::size_t row_bytes) {
+  const std::ptrdiff_t rows = std::ptrdiff_t(196608) / ((product.pass_count() + 1) * std::ptrdiff_t(row_bytes));
+  return rows < 4 ? 4 : rows > 16 ? 16 : int(rows);
+}
+
+// Memory for the inputs of all passes of a tile, and for its gradient.
+template <typename T, typename P>
+class Checkpoints {
+ public:
+  Checkpoints(const P& product, int rows, bool with_output)
+      : count_(product.pass_count() + with_output),
+        size_(rows * product.tile_row()),
+        memory_((count_ + 1) * size_),
+        rows_(count_) {
+    for (int c = 0; c < count_; ++c)
+      new (rows_.get() + c) Rows<T>{memory_.get() + c * size_, product.tile_row(), product.tile_plane()};
+    grad = {memory_.get() + count_ * size_, product.tile_row(), product.tile_plane()};
+  }
+  const Rows<T>* get() const { return rows_.get(); }
+  Rows<T> output() const { return rows_.get()[count_ - 1]; }
+
+  Rows<T> grad;
+
+ private:
+  int count_;
+  std::ptrdiff_t size_;
+  Scratch<T> memory_;
+  Scratch<Rows<T>> rows_;
+};
+
+template <typename T, int Parts>
+void backward(const Backward& args, std::int64_t begin, std::int64_t end) {
+  with_product<T, Parts>(true, args.factors, [&](const auto& product) {
+    const std::ptrdiff_t n = product.n();
+    const int tile_rows = smaller(backward_rows(product, product.tile_row() * sizeof(T)), end - begin);
+    Checkpoints<T, std::decay_t<decltype(product)>> checkpoints(product, tile_rows, false);
+    for (std::int64_t first = begin; first < end; first += tile_rows) {
+      const int rows = smaller(tile_rows, end - first);
+      load_rows(args.grad, first, rows, n, checkpoints.grad, Parts == 2);
+      if (args.factors_grad) {
+        load_rows(args.x, first, rows, n, checkpoints.get()[0], Parts == 2);
+        product.forward_with_checkpoints(checkpoints.get(), rows, false);
+      }
+      product.backward(checkpoints.get(), checkpoints.grad, static_cast<T*>(args.factors_grad), rows);
+      if (args.x_grad.data) store_rows(checkpoints.grad, args.x_grad, first, rows);
+    }
+  });
+}
+
+// --- the featurizer ---
+
+// Windowed frames as rows of real parts, followed by zeros up to n.
+template <typename T>
+void load_frames(const PowerSpectrum& args, std::int64_t first, int count, std::ptrdiff_t n, Rows<T> tile) {
+  const T* window = static_cast<const T*>(args.window);
+  for (int r = 0; r < count; ++r) {
+    const std::int64_t b = (first + r) / args.frames, t = (first + r) % args.frames;
+    const T* from = static_cast<const T*>(args.waveform) + b * args.waveform_row + t * args.hop;
+    T* to = tile.at(r, 0);
+    for (std::ptrdiff_t i = 0; i < args.frame_length; ++i) to[i] = from[i] * window[i];
+    for (std::ptrdiff_t i = args.frame_length; i < n; ++i) to[i] = T(0);
+  }
+}
+
+template <typename T>
+void power_spectrum(const PowerSpectrum& args, std::int64_t begin, std::int64_t end) {
+  with_product<T, 2>(false, args.factors, [&](const auto& product) {
+    const std::ptrdiff_t n = product.n();
+    const int tile_rows = smaller(product.tile_rows(), end - begin);
+    Scratch<T> scratch(tile_rows * product.tile_row());
+    const Rows<T> tile{scratch.get(), product.tile_row(), product.tile_plane()};
+    for (std::int64_t first = begin; first < end; first += tile_rows) {
+      const int rows = smaller(tile_rows, end - first);
+      load_frames(args, first, rows, n, tile);
+      product.forward(tile, tile, tile, rows, true);
+      for (int r = 0; r < rows; ++r) {
+        const T *real = tile.at(r, 0), *imag = real + tile.plane;
+        T* to = static_cast<T*>(args.power) + (first + r) * args.n_rows;
+        for (std::int64_t k = 0; k < args.n_rows; ++k) {
+          const std::int64_t i = args.rows[k];
+          to[k] = real[i] * real[i] + imag[i] * imag[i];
+        }
+      }
+    }
+  });
+}
+
+template <typename T>
+void power_spectrum_backward(const PowerSpectrumBackward& args, std::int64_t begin, std::int64_t end) {
+  const PowerSpectrum& forward = args.forward;
+  with_product<T, 2>(true, forward.factors, [&](const auto& product) {
+    const std::ptrdiff_t n = product.n();
+    const int tile_rows = smaller(backward_rows(product, product.tile_row() * sizeof(T)), end - begin);
+    Checkpoints<T, std::decay_t<decltype(product)>> checkpoints(product, tile_rows, true);
+    const T* window = static_cast<const T*>(forward.window);
+    for (std::int64_t first = begin; first < end; first += tile_rows) {
+      const int rows = smaller(tile_rows, end - first);
+      load_frames(forward, first, rows, n, checkpoints.get()[0]);
+      for (int r = 0; r < rows; ++r) {
+        T* imag = checkpoints.get()[0].at(r, product.tile_plane());
+        for (std::ptrdiff_t i = 0; i < n; ++i) imag[i] = T(0);
+      }
+      product.forward_with_checkpoints(checkpoints.get(), rows, true);
+      for (int r = 0; r < rows; ++r) {
+        const T *real = checkpoints.output().at(r, 0), *imag = real + product.tile_plane();
+        T *real_grad = checkpoints.grad.at(r, 0), *imag_grad = real_grad + product.tile_plane();
+        for (std::ptrdiff_t i = 0; i < product.tile_row(); ++i) real_grad[i] = T(0);
+        const T* grad = static_cast<const T*>(args.grad) + (first + r) * forward.n_rows;
+        for (std::int64_t k = 0; k < forward.n_rows; ++k) {
+          const std::int64_t i = forward.rows[k];
+          real_grad[i] += 2 * grad[k] * real[i];
+          imag_grad[i] += 2 * grad[k] * imag[i];
+        }
+      }
+      product.backward(checkpoints.get(), checkpoints.grad, static_cast<T*>(args.factors_grad), rows);
+      for (int r = 0; r < rows; ++r) {
+        const std::int64_t b = (first + r) / forward.frames, t = (first + r) % forward.frames;
+        const std::int64_t start = b * forward.waveform_row + t * forward.hop;
+        const T* grad = checkpoints.grad.at(r, 0);
+        if (args.waveform_grad) {
+          T* to = static_cast<T*>(args.waveform_grad) + (start - args.first_sample);
+          for (std::ptrdiff_t i = 0; i < forward.frame_length; ++i) to[i] += grad[i] * window[i];
+        }
+        if (args.window_grad) {
+          const T* samples = static_cast<const T*>(forward.waveform) + start;
+          T* to = static_cast<T*>(args.window_grad);
+          for (std::ptrdiff_t i = 0; i < forward.frame_length; ++i) to[i] += grad[i] * samples[i];
+        }
+      }
+    }
+  });
+}
+
+// --- packing ---
+
+template <typename T, int Parts, bool Gradients>
+void pack(const Factors& factors, void* packed) {
+  with_product<T, Parts>(Gradients, factors, [&](const auto& product) {
+    product.pack(static_cast<const T*>(factors.data), static_cast<T*>(packed));
+  });
+}
+
+template <typename T, int Parts>
+void unpack(const Factors& packed, void* factors) {
+  with_product<T, Parts>(true, packed, [&](const auto& product) {
+    product.unpack(static_cast<const T*>(packed.data), static_cast<T*>(factors));
+  });
+}
+
+template <typename T>
+constexpr TypedKernels typed_kernels() {
+  return {{multiply<T, 1>, multiply<T, 2>},
+          {backward<T, 1>, backward<T, 2>},
+          power_spectrum<T>,
+          power_spectrum_backward<T>,
+          {pack<T, 1, false>, pack<T, 2, false>},
+          {pack<T, 1, true>, pack<T, 2, true>},
+          {unpack<T, 1>, unpack<T, 2>}};
+}
+
+#define KALEIDO_STRING(x) #x
+#define KALEIDO_NAME(x) KALEIDO_STRING(x)
+constexpr Kernels kTable{KALEIDO_NAME(KALEIDO_ISA), typed_kernels<float>(), typed_kernels<double>()};
+
+}  // namespace
+
+const Kernels& kernels() { return kTable; }
+
+}  // namespace KALEIDO_ISA
+}  // namespace kaleido

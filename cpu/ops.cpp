@@ -1,0 +1,429 @@
+// The operators kaleido_audio::*, on LibTorch's stable ABI: one library for every torch from 2.10 on.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <initializer_list>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "kernels.h"
+
+namespace {
+
+using kaleido::Factors;
+using kaleido::Kernels;
+using kaleido::TypedKernels;
+using kaleido::Vectors;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// --- which kernels ---
+
+const Kernels* kernels_named(const std::string& name) {
+  if (name == "baseline") return &kaleido::baseline::kernels();
+#ifndef KALEIDO_ONLY_BASELINE
+  // What -march=x86-64-v3 and -v4 stand for.
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+                  __builtin_cpu_supports("bmi2");
+  const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                  __builtin_cpu_supports("avx512vl");
+  if (name == "avx2" && v3) return &kaleido::avx2::kernels();
+  if (name == "avx512" && v4) return &kaleido::avx512::kernels();
+#endif
+  return nullptr;
+}
+
+const Kernels* best_kernels() {
+  const char* asked = std::getenv("KALEIDO_CPU_CAPABILITY");
+  if (asked)
+    if (const Kernels* kernels = kernels_named(asked)) return kernels;
+  for (const char* name : {"avx512", "avx2"})
+    if (const Kernels* kernels = kernels_named(name)) return kernels;
+  return kernels_named("baseline");
+}
+
+const Kernels*& current_kernels() {
+  static const Kernels* kernels = best_kernels();
+  return kernels;
+}
+
+std::string cpu_capability() { return current_kernels()->name; }
+
+void set_cpu_capability(std::string name) {
+  const Kernels* kernels = kernels_named(name);
+  STD_TORCH_CHECK(kernels != nullptr, "expected a capability of this processor among baseline, avx2 and avx512, got ",
+                  name);
+  current_kernels() = kernels;
+}
+
+// --- arguments ---
+
+bool is_complex(ScalarType type) { return type == ScalarType::ComplexFloat || type == ScalarType::ComplexDouble; }
+bool is_double(ScalarType type) { return type == ScalarType::Double || type == ScalarType::ComplexDouble; }
+bool is_half(ScalarType type) { return type == ScalarType::Half || type == ScalarType::BFloat16; }
+
+const TypedKernels& kernels_for(const Tensor& factors) {
+  return is_double(factors.scalar_type()) ? current_kernels()->f64 : current_kernels()->f32;
+}
+
+std::int64_t element_bytes(const Tensor& factors) { return is_double(factors.scalar_type()) ? 8 : 4; }
+
+// An uninitialised tensor by one direct call: the operators of the stable ABI look their names up each time.
+Tensor empty_tensor(const std::int64_t* sizes, std::int64_t dim, std::int32_t type, const Tensor& like) {
+  std::int64_t strides[64], stride = 1;
+  STD_TORCH_CHECK(dim <= 64, "expected at most 64 dimensions, got ", dim);
+  for (std::int64_t d = dim - 1; d >= 0; --d) {
+    strides[d] = stride;
+    stride *= std::max<std::int64_t>(sizes[d], 1);
+  }
+  std::int32_t device_type, device_index;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, type, device_type, device_index, &handle));
+  return Tensor(handle);
+}
+
+std::int32_t type_code(const Tensor& tensor) {
+  std::int32_t type;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &type));
+  return type;
+}
+
+Tensor empty_as(const Tensor& like) {
+  const auto sizes = like.sizes();
+  return empty_tensor(sizes.data(), std::int64_t(sizes.size()), type_code(like), like);
+}
+
+Tensor empty_tensor(std::initializer_list<std::int64_t> sizes, const Tensor& like) {
+  return empty_tensor(sizes.begin(), std::int64_t(sizes.size()), type_code(like), like);
+}
+
+// Memory aligned to a cache line, not set to anything.
+class Buffer {
+ public:
+  char* allocate(std::int64_t bytes) {
+    data_.reset(static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64 + 64)));
+    STD_TORCH_CHECK(data_ != nullptr, "out of memory: ", bytes, " bytes");
+    return data_.get();
+  }
+  char* get() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(char* p) const { std::free(p); }
+  };
+  std::unique_ptr<char, Free> data_;
+};
+
+enum class Packing { forward, backward, none };
+
+// Checked factors, packed for the kernels.
+struct PackedFactors {
+  explicit PackedFactors(const Tensor& given) : tensor(given.is_contiguous() ? given : torch::stable::contiguous(given)) {
+    const auto type = tensor.scalar_type();
+    STD_TORCH_CHECK(type == ScalarType::Float || is_double(type) || is_complex(type),
+                    "expected factors in float32, float64, complex64 or complex128");
+    STD_TORCH_CHECK(tensor.dim() == 4 && tensor.size(0) >= 1 && tensor.size(1) >= 1 && tensor.size(1) < 40 &&
+                        tensor.size(2) == 2 && tensor.size(3) == std::int64_t(1) << tensor.size(1),
+                    "expected factors of shape (F, log2 n, 2, n) with F >= 1 and n >= 2 a power of two");
+    n = tensor.size(3);
+    factors = {tensor.const_data_ptr(), int(tensor.size(0)), int(tensor.size(1)), false};
+    complex = is_complex(type);
+  }
+  void pack(Packing packing) {
+    if (packing == Packing::none) return;
+    char* packed = memory_.allocate(numbers() * element_bytes(tensor));
+    const TypedKernels& kernels = kernels_for(tensor);
+    (packing == Packing::forward ? kernels.pack_forward : kernels.pack_backward)[complex](factors, packed);
+    factors.data = packed;
+    factors.packed = true;
+  }
+  std::int64_t numbers() const { return (complex ? 4 : 2) * n * factors.n_factors * factors.log_n; }
+  // What one vector costs, in multiplications and additions.
+  std::int64_t work() const { return 2 * (complex ? 4 : 1) * factors.n_factors * factors.log_n * n; }
+
+  Tensor tensor;
+  Factors factors;
+  std::int64_t n;
+  bool complex;
+
+ private:
+  Buffer memory_;
+};
+
+// x as vectors along its last dimension, with the tensor that holds them if it had to be copied.
+struct VectorsOf {
+  explicit VectorsOf(const Tensor& x) : tensor(x) {
+    const auto type = x.scalar_type();
+    features = x.size(x.dim() - 1);
+    const bool matrix = x.dim() == 2 && (x.stride(1) == 1 || features == 1);
+    if (!matrix && !x.is_contiguous()) tensor = torch::stable::contiguous(x);
+    count = features ? x.numel() / features : 0;
+    const std::int64_t row = matrix ? tensor.stride(0) : features;
+    const bool complex = is_complex(type);
+    vectors = {const_cast<void*>(tensor.const_data_ptr()), complex ? 2 * row : row, features,
+               type == ScalarType::Half       ? kaleido::Storage::half
+               : type == ScalarType::BFloat16 ? kaleido::Storage::bfloat16
+                                              : kaleido::Storage::same,
+               complex};
+  }
+  Tensor tensor;
+  std::int64_t features, count;
+  Vectors vectors;
+};
+
+void check_types(const Tensor& x, const Tensor& factors) {
+  const auto a = x.scalar_type(), b = factors.scalar_type();
+  STD_TORCH_CHECK(is_half(a) ? b == ScalarType::Float : is_double(a) == is_double(b),
+                  "expected x and factors of one precision, or x in half precision and factors in float32");
+  STD_TORCH_CHECK(is_complex(b) || !is_complex(a), "expected complex factors with a complex x");
+}
+
+// --- threads ---
+
+// Below this many operations a second thread costs more than it brings.
+constexpr std::int64_t kWorkOfAThread = 1 << 16;
+
+int chunk_count(std::int64_t items, std::int64_t work_of_one) {
+  const std::int64_t useful = items * work_of_one / kWorkOfAThread;
+  return int(std::max<std::int64_t>(
+      1, std::min({std::int64_t(torch::stable::get_num_threads()), useful, (items + 3) / 4})));
+}
+
+// f(chunk, begin, end) for `chunks` equal parts of 0, ..., items - 1: the same parts whatever thread takes them.
+template <typename F>
+void for_chunks(int chunks, std::int64_t items, const F& f) {
+  if (chunks == 1) return f(0, std::int64_t(0), items);
+  torch::stable::parallel_for(0, chunks, 1, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t c = first; c < last; ++c) f(int(c), items * c / chunks, items * (c + 1) / chunks);
+  });
+}
+
+// One zeroed buffer of `numbers` for each chunk, summed in the order of chunks: the same sum from run to run.
+class ChunkSums {
+ public:
+  ChunkSums(int chunks, std::int64_t numbers, std::int64_t bytes_of_one)
+      : chunks_(chunks), numbers_(numbers), bytes_(bytes_of_one), memory_(chunks * numbers * bytes_of_one + 64) {}
+  void* of(int chunk) { return begin() + chunk * numbers_ * bytes_; }
+  void* sum() {
+    bytes_ == 8 ? sum_as<double>() : sum_as<float>();
+    return begin();
+  }
+
+ private:
+  char* begin() { return memory_.data() + (64 - reinterpret_cast<std::uintptr_t>(memory_.data()) % 64) % 64; }
+  template <typename T>
+  void sum_as() {
+    T* total = reinterpret_cast<T*>(begin());
+    for (int c = 1; c < chunks_; ++c)
+      for (std::int64_t i = 0; i < numbers_; ++i) total[i] += total[c * numbers_ + i];
+  }
+  int chunks_;
+  std::int64_t numbers_, bytes_;
+  std::vector<char> memory_;
+};
+
+// Summed gradients of coefficients as a tensor like the factors.
+Tensor factors_grad_tensor(PackedFactors& factors, ChunkSums& sums) {
+  Tensor result = empty_as(factors.tensor);
+  Factors packed = factors.factors;
+  packed.data = sums.sum();
+  kernels_for(factors.tensor).unpack_backward[factors.complex](packed, result.mutable_data_ptr());
+  return result;
+}
+
+Tensor nothing_like(const Tensor& tensor) { return empty_tensor({0}, tensor); }
+
+// --- butterfly ---
+
+Tensor butterfly(Tensor x, Tensor factors, std::int64_t out_features) {
+  check_types(x, factors);
+  PackedFactors packed(factors);
+  VectorsOf in(x);
+  STD_TORCH_CHECK(in.features >= 1 && in.features <= packed.n, "expected x of shape (..., m) with m between 1 and ",
+                  packed.n, ", got m = ", in.features);
+  STD_TORCH_CHECK(out_features >= 1 && out_features <= packed.n, "expected out_features between 1 and ", packed.n,
+                  ", got ", out_features);
+  std::int64_t sizes[64];
+  STD_TORCH_CHECK(x.dim() <= 64, "expected at most 64 dimensions, got ", x.dim());
+  std::copy_n(x.sizes().data(), x.dim(), sizes);
+  sizes[x.dim() - 1] = out_features;
+  Tensor y = empty_tensor(sizes, x.dim(), type_code(packed.complex ? factors : x), x);
+  if (in.count == 0) return y;
+  const VectorsOf out(y);
+  // To rearrange the coefficients costs about what it saves on three vectors.
+  packed.pack(packed.complex || in.count > 3 ? Packing::forward : Packing::none);
+  const kaleido::Multiply args{in.vectors, out.vectors, packed.factors};
+  const auto kernel = kernels_for(factors).multiply[packed.complex];
+  for_chunks(chunk_count(in.count, packed.work()), in.count,
+             [&](int, std::int64_t begin, std::int64_t end) { kernel(args, begin, end); });
+  return y;
+}
+
+std::tuple<Tensor, Tensor> butterfly_backward(Tensor grad, Tensor x, Tensor factors, bool x_grad, bool factors_grad) {
+  check_types(x, factors);
+  PackedFactors packed(factors);
+  const VectorsOf in(x), out(grad);
+  STD_TORCH_CHECK(in.features >= 1 && in.features <= packed.n && out.features >= 1 && out.features <= packed.n &&
+                      in.count == out.count && is_complex(grad.scalar_type()) == packed.complex,
+                  "grad does not belong to x and factors");
+  Tensor x_result = x_grad ? empty_as(x) : nothing_like(x);
+  const int chunks = chunk_count(in.count, 3 * packed.work());
+  ChunkSums sums(chunks, factors_grad ? packed.numbers() : 0, element_bytes(factors));
+  packed.pack(Packing::backward);
+  if (in.count && (x_grad || factors_grad)) {
+    kaleido::Backward args{in.vectors, out.vectors, {}, packed.factors, nullptr};
+    if (x_grad) args.x_grad = VectorsOf(x_result).vectors;
+    const auto kernel = kernels_for(factors).backward[packed.complex];
+    for_chunks(chunks, in.count, [&](int chunk, std::int64_t begin, std::int64_t end) {
+      kaleido::Backward own = args;
+      if (factors_grad) own.factors_grad = sums.of(chunk);
+      kernel(own, begin, end);
+    });
+  }
+  return {x_result, factors_grad ? factors_grad_tensor(packed, sums) : nothing_like(factors)};
+}
+
+// --- power spectrum ---
+
+struct FramesOf {
+  FramesOf(const Tensor& waveform, const Tensor& window, PackedFactors& factors, const Tensor& rows, std::int64_t hop)
+      : waveform_(torch::stable::contiguous(waveform)),
+        window_(torch::stable::contiguous(window)),
+        rows_(torch::stable::contiguous(rows)) {
+    STD_TORCH_CHECK(factors.complex && !is_complex(waveform.scalar_type()) &&
+                        is_double(waveform.scalar_type()) == is_double(factors.tensor.scalar_type()) &&
+                        !is_half(waveform.scalar_type()) && window.scalar_type() == waveform.scalar_type(),
+                    "expected waveform and window in float32 with factors in complex64, or float64 with complex128");
+    STD_TORCH_CHECK(waveform.dim() == 2 && window.dim() == 1 && hop >= 1, "expected waveform (batch, time), window "
+                    "(n_fft,) and hop >= 1");
+    STD_TORCH_CHECK(rows.dim() == 1 && rows.scalar_type() == ScalarType::Long, "expected rows as 1-D int64");
+    const std::int64_t length = window.size(0), time = waveform.size(1);
+    STD_TORCH_CHECK(1 <= length && length <= factors.n && length <= time, "expected a window of at most ", factors.n,
+                    " samples and a waveform at least as long as it, got ", length, " and ", time);
+    const std::int64_t* row = static_cast<const std::int64_t*>(rows_.const_data_ptr());
+    for (std::int64_t k = 0; k < rows.numel(); ++k)
+      STD_TORCH_CHECK(0 <= row[k] && row[k] < factors.n, "expected rows in [0, ", factors.n, "), got ", row[k]);
+    count = waveform.size(0) * ((time - length) / hop + 1);
+    args = {waveform_.const_data_ptr(), time,          (time - length) / hop + 1, hop,
+            window_.const_data_ptr(),   length,        row,                       rows.numel(),
+            factors.factors,            nullptr};
+  }
+  kaleido::PowerSpectrum args;
+  std::int64_t count;
+
+ private:
+  Tensor waveform_, window_, rows_;
+};
+
+Tensor power_spectrum(Tensor waveform, Tensor window, Tensor factors, Tensor rows, std::int64_t hop) {
+  PackedFactors packed(factors);
+  packed.pack(Packing::forward);
+  FramesOf frames(waveform, window, packed, rows, hop);
+  Tensor power = empty_tensor({waveform.size(0), frames.args.frames, frames.args.n_rows}, waveform);
+  if (frames.count == 0) return power;
+  frames.args.power = power.mutable_data_ptr();
+  const auto kernel = kernels_for(factors).power_spectrum;
+  for_chunks(chunk_count(frames.count, packed.work()), frames.count,
+             [&](int, std::int64_t begin, std::int64_t end) { kernel(frames.args, begin, end); });
+  return power;
+}
+
+std::tuple<Tensor, Tensor, Tensor> power_spectrum_backward(Tensor grad, Tensor waveform, Tensor window,
+                                                           Tensor factors, Tensor rows, std::int64_t hop,
+                                                           bool waveform_grad, bool window_grad, bool factors_grad) {
+  PackedFactors packed(factors);
+  packed.pack(Packing::backward);
+  FramesOf frames(waveform, window, packed, rows, hop);
+  const kaleido::PowerSpectrum& args = frames.args;
+  const Tensor given = torch::stable::contiguous(grad);
+  STD_TORCH_CHECK(given.numel() == frames.count * args.n_rows &&
+                      given.scalar_type() == waveform.scalar_type(),
+                  "grad does not belong to the waveform, window and rows");
+  const std::int64_t bytes = element_bytes(factors), length = args.frame_length;
+  const int chunks = chunk_count(frames.count, 3 * packed.work());
+  ChunkSums factor_sums(chunks, factors_grad ? packed.numbers() : 0, bytes);
+  ChunkSums window_sums(chunks, window_grad ? length : 0, bytes);
+  const auto sample_of = [&](std::int64_t frame) {
+    return frame / args.frames * args.waveform_row + frame % args.frames * args.hop;
+  };
+  struct Samples {
+    std::int64_t first = 0;
+    std::vector<char> grad;
+  };
+  std::vector<Samples> samples(chunks);
+  const auto kernel = kernels_for(factors).power_spectrum_backward;
+  if (frames.count) {
+    for_chunks(chunks, frames.count, [&](int chunk, std::int64_t begin, std::int64_t end) {
+      kaleido::PowerSpectrumBackward own{args, given.const_data_ptr(), nullptr, 0, nullptr, nullptr};
+      if (waveform_grad) {
+        Samples& s = samples[chunk];
+        s.first = sample_of(begin);
+        s.grad.resize((sample_of(end - 1) + length - s.first) * bytes);
+        own.waveform_grad = s.grad.data();
+        own.first_sample = s.first;
+      }
+      if (window_grad) own.window_grad = window_sums.of(chunk);
+      if (factors_grad) own.factors_grad = factor_sums.of(chunk);
+      kernel(own, begin, end);
+    });
+  }
+  Tensor waveform_result = nothing_like(waveform), window_result = nothing_like(waveform);
+  if (waveform_grad) {
+    waveform_result = torch::stable::new_zeros(waveform, waveform.sizes());
+    const auto add = [&](auto* total) {
+      using T = std::remove_pointer_t<decltype(total)>;
+      for (const Samples& s : samples) {
+        const T* part = reinterpret_cast<const T*>(s.grad.data());
+        for (std::size_t i = 0; i < s.grad.size() / sizeof(T); ++i) total[s.first + std::int64_t(i)] += part[i];
+      }
+    };
+    bytes == 8 ? add(static_cast<double*>(waveform_result.mutable_data_ptr()))
+               : add(static_cast<float*>(waveform_result.mutable_data_ptr()));
+  }
+  if (window_grad) {
+    window_result = empty_tensor({length}, waveform);
+    std::copy_n(static_cast<const char*>(window_sums.sum()), length * bytes,
+                static_cast<char*>(window_result.mutable_data_ptr()));
+  }
+  return {waveform_result, window_result, factors_grad ? factors_grad_tensor(packed, factor_sums) : nothing_like(factors)};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(kaleido_audio, m) {
+  m.def("butterfly(Tensor x, Tensor factors, int out_features) -> Tensor");
+  // The same without a rule for gradients: torch's dispatcher enters Python for such rules even where none is needed.
+  m.def("butterfly_no_grad(Tensor x, Tensor factors, int out_features) -> Tensor");
+  m.def(
+      "butterfly_backward(Tensor grad, Tensor x, Tensor factors, bool x_grad, bool factors_grad) -> (Tensor, Tensor)");
+  m.def("power_spectrum(Tensor waveform, Tensor window, Tensor factors, Tensor rows, int hop) -> Tensor");
+  m.def(
+      "power_spectrum_backward(Tensor grad, Tensor waveform, Tensor window, Tensor factors, Tensor rows, int hop, "
+      "bool waveform_grad, bool window_grad, bool factors_grad) -> (Tensor, Tensor, Tensor)");
+  m.def("cpu_capability() -> str");
+  m.def("set_cpu_capability(str name) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(kaleido_audio, CPU, m) {
+  m.impl("butterfly", TORCH_BOX(&butterfly));
+  m.impl("butterfly_no_grad", TORCH_BOX(&butterfly));
+  m.impl("butterfly_backward", TORCH_BOX(&butterfly_backward));
+  m.impl("power_spectrum", TORCH_BOX(&power_spectrum));
+  m.impl("power_spectrum_backward", TORCH_BOX(&power_spectrum_backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(kaleido_audio, CompositeExplicitAutograd, m) {
+  m.impl("cpu_capability", TORCH_BOX(&cpu_capability));
+  m.impl("set_cpu_capability", TORCH_BOX(&set_cpu_capability));
+}

@@ -1,0 +1,261 @@
+"""The native kernels: loading the library, and what PyTorch has to know of its operators.
+
+The operators ``torch.ops.kaleido_audio.*`` are defined in ``cpu/ops.cpp``. Here they get kernels for fake tensors,
+gradients and rules for vmap.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from kaleido_audio.ops.reference import multiply_by_stages, power_spectrum_by_stages
+
+_LIBRARY = Path(__file__).with_name("kaleido_audio_cpu.so")
+_NO_LIBRARY = (
+    "kaleido_audio has no native kernels here ({reason}) and computes in plain PyTorch, 5 to 20 times slower. "
+    "To build them, install it again where torch >= 2.11 is installed and a C++17 compiler is found "
+    "(g++ or clang++, or set CXX)."
+)
+
+_devices: set[str] = set()
+_missing: str | None = None
+_warned = False
+
+
+def is_native(x: Tensor) -> bool:
+    """Whether a native kernel takes tensors like ``x`` now; says once if there is none for want of a library."""
+    if x.device.type in _devices:
+        # Forward-mode differentiation goes through the composite path, which has rules for it.
+        return forward_ad._current_level < 0
+    if _missing and x.device.type == "cpu":
+        _warn_once()
+    return False
+
+
+def _warn_once() -> None:
+    global _warned
+    if not _warned and not torch.compiler.is_compiling():
+        _warned = True
+        warnings.warn(_NO_LIBRARY.format(reason=_missing), UserWarning, stacklevel=4)
+
+
+def cpu_capability() -> str | None:
+    """Instruction set of the native CPU kernels in use: ``"avx512"``, ``"avx2"`` or ``"baseline"``; None without them.
+
+    The best one that the processor has, or a lesser one that the environment variable ``KALEIDO_CPU_CAPABILITY``
+    names when the package is imported.
+    """
+    return torch.ops.kaleido_audio.cpu_capability() if "cpu" in _devices else None
+
+
+def _load() -> None:
+    global _missing
+    if os.environ.get("KALEIDO_BACKEND") == "reference":
+        return
+    path = Path(os.environ.get("KALEIDO_CPU_LIBRARY") or _LIBRARY)
+    if not path.is_file():
+        _missing = f"{path.name} was not built"
+        return
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        _missing = f"{path.name} does not load: {error}"
+        return
+    _devices.add("cpu")
+    _register()
+
+
+def _register() -> None:
+    namespace = "kaleido_audio::"
+    for name in ("butterfly", "butterfly_no_grad"):
+        torch.library.register_fake(namespace + name, _fake_butterfly)
+    torch.library.register_fake(namespace + "butterfly_backward", _fake_butterfly_backward)
+    torch.library.register_fake(namespace + "power_spectrum", _fake_power_spectrum)
+    torch.library.register_fake(namespace + "power_spectrum_backward", _fake_power_spectrum_backward)
+    register_autograd = torch.library.register_autograd
+    register_autograd(namespace + "butterfly", _butterfly_grad, setup_context=_save_butterfly)
+    register_autograd(namespace + "butterfly_backward", _butterfly_grad_grad, setup_context=_save_butterfly_backward)
+    register_autograd(namespace + "power_spectrum", _power_grad, setup_context=_save_power)
+    register_autograd(namespace + "power_spectrum_backward", _power_grad_grad, setup_context=_save_power_backward)
+    for name in ("butterfly", "butterfly_no_grad"):
+        torch.library.register_vmap(namespace + name, _shared_factors_vmap(name))
+    for name in ("butterfly_backward", "power_spectrum", "power_spectrum_backward"):
+        torch.library.register_vmap(namespace + name, _looped_vmap(name))
+
+
+# --- butterfly ---
+
+
+def butterfly(x: Tensor, factors: Tensor, out_features: int) -> Tensor:
+    """`kaleido_audio.ops.butterfly_multiply` for arguments that fit, on a device for which `is_native` holds."""
+    if torch.is_grad_enabled() and (x.requires_grad or factors.requires_grad):
+        return torch.ops.kaleido_audio.butterfly.default(x, factors, out_features)
+    return torch.ops.kaleido_audio.butterfly_no_grad.default(x, factors, out_features)
+
+
+def _fake_butterfly(x: Tensor, factors: Tensor, out_features: int) -> Tensor:
+    dtype = factors.dtype if factors.is_complex() else x.dtype
+    return x.new_empty((*x.shape[:-1], out_features), dtype=dtype)
+
+
+def _fake_butterfly_backward(
+    grad: Tensor, x: Tensor, factors: Tensor, x_grad: bool, factors_grad: bool
+) -> tuple[Tensor, Tensor]:
+    return _new_if(x_grad, x), _new_if(factors_grad, factors)
+
+
+def _new_if(needed: bool, like: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+    return like.new_empty((like.shape if shape is None else shape) if needed else (0,))
+
+
+def _save_butterfly(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _butterfly_grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, factors = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:2]
+    grads = torch.ops.kaleido_audio.butterfly_backward(grad, x, factors, *needed)
+    return *_chosen(grads, needed), None
+
+
+def _save_butterfly_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.needed = inputs[3:]
+
+
+def _butterfly_grad_grad(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    grad, x, factors = ctx.saved_tensors
+
+    def multiply(x: Tensor, factors: Tensor) -> Tensor:
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        return multiply_by_stages(wide, factors)[..., : grad.shape[-1]].to(grad.dtype)
+
+    return *_second_order(ctx, multiply, grad, (x, factors), grads), None, None
+
+
+# --- power spectrum ---
+
+
+def power_spectrum(waveform: Tensor, window: Tensor, factors: Tensor, rows: Tensor, hop: int) -> Tensor:
+    """`kaleido_audio.ops.butterfly_power_spectrum` of a waveform ``(batch, time)``, for arguments that fit."""
+    return torch.ops.kaleido_audio.power_spectrum.default(waveform, window, factors, rows, hop)
+
+
+def _fake_power_spectrum(waveform: Tensor, window: Tensor, factors: Tensor, rows: Tensor, hop: int) -> Tensor:
+    frames = (waveform.shape[-1] - window.shape[0]) // hop + 1
+    return waveform.new_empty((waveform.shape[0], frames, rows.shape[0]))
+
+
+def _fake_power_spectrum_backward(
+    grad: Tensor,
+    waveform: Tensor,
+    window: Tensor,
+    factors: Tensor,
+    rows: Tensor,
+    hop: int,
+    waveform_grad: bool,
+    window_grad: bool,
+    factors_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _new_if(waveform_grad, waveform), _new_if(window_grad, window), _new_if(factors_grad, factors)
+
+
+def _save_power(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.hop = inputs[4]
+
+
+def _power_grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    needed = ctx.needs_input_grad[:3]
+    grads = torch.ops.kaleido_audio.power_spectrum_backward(grad, *ctx.saved_tensors, ctx.hop, *needed)
+    return *_chosen(grads, needed), None, None
+
+
+def _save_power_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:5])
+    ctx.hop = inputs[5]
+    ctx.needed = inputs[6:]
+
+
+def _power_grad_grad(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    grad, waveform, window, factors, rows = ctx.saved_tensors
+
+    def spectrum(waveform: Tensor, window: Tensor, factors: Tensor) -> Tensor:
+        return power_spectrum_by_stages(waveform, window, factors, rows, ctx.hop)
+
+    return *_second_order(ctx, spectrum, grad, (waveform, window, factors), grads), None, None, None, None, None
+
+
+# --- what the operators share ---
+
+
+def _chosen(grads: tuple[Tensor, ...], needed: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    return tuple(g if n else None for g, n in zip(grads, needed, strict=True))
+
+
+def _second_order(
+    ctx: Any,
+    function: Callable[..., Tensor],
+    grad: Tensor,
+    inputs: tuple[Tensor, ...],
+    grads: tuple[Tensor, ...],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of a backward operator, by those of the composite function that it differentiates.
+
+    Args:
+        ctx: of the backward operator, with ``needed``: which of its outputs were asked for.
+        function: from ``inputs`` to what ``grad`` is the gradient of.
+        grads: gradients of the operator's outputs, one for each of ``inputs``.
+    """
+    with torch.enable_grad():
+        points = [t if t.requires_grad else t.detach().requires_grad_() for t in (grad, *inputs)]
+        # Views, so that nothing beyond them is differentiated.
+        grad_point, *input_points = (t.view_as(t) for t in points)
+        wanted = [p for p, n in zip(input_points, ctx.needed, strict=True) if n]
+        first = torch.autograd.grad(function(*input_points), wanted, grad_point, create_graph=True)
+        directions = [g for g, n in zip(grads, ctx.needed, strict=True) if n]
+        second = torch.autograd.grad(
+            first, [grad_point, *input_points], directions, create_graph=torch.is_grad_enabled(), allow_unused=True
+        )
+    return _chosen(second, ctx.needs_input_grad[: len(second)])
+
+
+def _shared_factors_vmap(name: str) -> Callable[..., tuple[Tensor, int]]:
+    looped = _looped_vmap(name)
+
+    def rule(info: Any, in_dims: tuple[Any, ...], x: Tensor, factors: Tensor, out_features: int) -> tuple[Tensor, int]:
+        if in_dims[1] is not None:
+            return looped(info, in_dims, x, factors, out_features)
+        operator = getattr(torch.ops.kaleido_audio, name)
+        return operator(x.movedim(in_dims[0], 0), factors, out_features), 0
+
+    return rule
+
+
+def _looped_vmap(name: str) -> Callable[..., Any]:
+    """One call an item."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        operator = getattr(torch.ops.kaleido_audio, name)
+        results = [
+            operator(*(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)))
+            for i in range(info.batch_size)
+        ]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+        return stacked, (0,) * len(stacked)
+
+    return rule
+
+
+_load()
