@@ -157,11 +157,11 @@ def butterfly_power_spectrum(
         raise ValueError(
             f"expected waveform and window both in float32 or both in float64, got {waveform.dtype} and {window.dtype}"
         )
+    if factors.is_complex() and n > 1 and len(factors) and native.is_native(waveform):
+        items = waveform.reshape(-1, waveform.shape[-1])
+        result = native.power_spectrum(items, window, factors, rows, hop_length)
+        return result.view(*waveform.shape[:-1], *result.shape[1:])
     with torch.autocast(waveform.device.type, enabled=False):
-        if factors.is_complex() and n > 1 and len(factors) and native.is_native(waveform):
-            items = waveform.reshape(-1, waveform.shape[-1])
-            result = native.power_spectrum(items, window, factors, rows, hop_length)
-            return result.view(*waveform.shape[:-1], *result.shape[1:])
         frames = waveform.unfold(-1, window.shape[0], hop_length) * window
         return squared_magnitude(_multiply(frames, factors, rows))
 
@@ -169,12 +169,10 @@ def butterfly_power_spectrum(
 def _multiply(x: Tensor, factors: Tensor, rows: Tensor | slice) -> Tensor:
     """The chosen outputs, once the arguments are known to fit."""
     x, factors, dtype = _common_types(x, factors)
+    if native.is_native(x) and len(factors) and factors.shape[-1] > 1:
+        return _multiply_natively(x, factors, rows, dtype)
     with torch.autocast(x.device.type, enabled=False):
-        if native.is_native(x) and len(factors) and factors.shape[-1] > 1:
-            result = _multiply_natively(x, factors, rows, dtype)
-        else:
-            result = _multiply_plainly(x.float() if x.dtype in _HALF else x, factors, rows)
-    return result if result.dtype == dtype else result.to(dtype)
+        return _multiply_plainly(x.float() if x.dtype in _HALF else x, factors, rows).to(dtype)
 
 
 def _multiply_natively(x: Tensor, factors: Tensor, rows: Tensor | slice, dtype: torch.dtype) -> Tensor:
@@ -241,7 +239,7 @@ def _common_types(x: Tensor, factors: Tensor) -> tuple[Tensor, Tensor, torch.dty
         low = torch.get_autocast_dtype(x.device.type)
         x = x.to(low) if x.dtype == torch.float32 else x
         factors = factors.to(low) if factors.dtype == torch.float32 else factors
-    dtype = torch.promote_types(x.dtype, factors.dtype)
+    dtype = x.dtype if x.dtype == factors.dtype else torch.promote_types(x.dtype, factors.dtype)
     if dtype == torch.complex32:  # a half-precision x with complex64 factors and the like
         dtype = torch.complex64
     factors = factors.float() if factors.dtype in _HALF else factors

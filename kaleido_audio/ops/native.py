@@ -6,6 +6,7 @@ gradients and rules for vmap.
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Callable
@@ -26,6 +27,7 @@ _NO_LIBRARY = (
 )
 
 _devices: set[str] = set()
+_functions: dict[str, Any] = {}
 _missing: str | None = None
 _warned = False
 
@@ -75,20 +77,39 @@ def _load() -> None:
 
 def _register() -> None:
     namespace = "kaleido_audio::"
-    for name in ("butterfly", "butterfly_no_grad"):
-        torch.library.register_fake(namespace + name, _fake_butterfly)
+    torch.library.register_fake(namespace + "butterfly", _fake_butterfly)
+    torch.library.register_fake(namespace + "butterfly_no_grad", _fake_butterfly)
     torch.library.register_fake(namespace + "butterfly_backward", _fake_butterfly_backward)
     torch.library.register_fake(namespace + "power_spectrum", _fake_power_spectrum)
     torch.library.register_fake(namespace + "power_spectrum_backward", _fake_power_spectrum_backward)
-    register_autograd = torch.library.register_autograd
-    register_autograd(namespace + "butterfly", _butterfly_grad, setup_context=_save_butterfly)
-    register_autograd(namespace + "butterfly_backward", _butterfly_grad_grad, setup_context=_save_butterfly_backward)
-    register_autograd(namespace + "power_spectrum", _power_grad, setup_context=_save_power)
-    register_autograd(namespace + "power_spectrum_backward", _power_grad_grad, setup_context=_save_power_backward)
-    for name in ("butterfly", "butterfly_no_grad"):
-        torch.library.register_vmap(namespace + name, _shared_factors_vmap(name))
-    for name in ("butterfly_backward", "power_spectrum", "power_spectrum_backward"):
-        torch.library.register_vmap(namespace + name, _looped_vmap(name))
+    _register_rules("butterfly", _save_butterfly, _butterfly_grad, _shared_factors_vmap("butterfly"))
+    _register_rules("butterfly_backward", _save_butterfly_backward, _butterfly_grad_grad)
+    _register_rules("power_spectrum", _save_power, _power_grad)
+    _register_rules("power_spectrum_backward", _save_power_backward, _power_grad_grad)
+    torch.library.register_vmap(namespace + "butterfly_no_grad", _shared_factors_vmap("butterfly"))
+
+
+def _register_rules(
+    name: str, save: Callable[..., None], backward: Callable[..., Any], vmap: Callable[..., Any] | None = None
+) -> None:
+    """Gradient and vmap of an operator, for PyTorch's dispatcher and for `torch.func`."""
+    vmap = vmap or _looped_vmap(name)
+    torch.library.register_autograd(f"kaleido_audio::{name}", backward, setup_context=save)
+    torch.library.register_vmap(f"kaleido_audio::{name}", vmap)
+    members = {
+        "forward": staticmethod(functools.partial(_call, name)),
+        "setup_context": staticmethod(save),
+        "backward": staticmethod(backward),
+        "vmap": staticmethod(vmap),
+    }
+    _functions[name] = type(name, (torch.autograd.Function,), members)
+
+
+def _call(name: str, *args: Any) -> Any:
+    # The transforms of torch.func do not know the gradients of registered operators (torch 2.11), only Functions'.
+    if torch._C._are_functorch_transforms_active():
+        return _functions[name].apply(*args)
+    return getattr(torch.ops.kaleido_audio, name).default(*args)
 
 
 # --- butterfly ---
@@ -97,7 +118,7 @@ def _register() -> None:
 def butterfly(x: Tensor, factors: Tensor, out_features: int) -> Tensor:
     """`kaleido_audio.ops.butterfly_multiply` for arguments that fit, on a device for which `is_native` holds."""
     if torch.is_grad_enabled() and (x.requires_grad or factors.requires_grad):
-        return torch.ops.kaleido_audio.butterfly.default(x, factors, out_features)
+        return _call("butterfly", x, factors, out_features)
     return torch.ops.kaleido_audio.butterfly_no_grad.default(x, factors, out_features)
 
 
@@ -123,7 +144,7 @@ def _save_butterfly(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _butterfly_grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, factors = ctx.saved_tensors
     needed = ctx.needs_input_grad[:2]
-    grads = torch.ops.kaleido_audio.butterfly_backward(grad, x, factors, *needed)
+    grads = _call("butterfly_backward", grad, x, factors, *needed)
     return *_chosen(grads, needed), None
 
 
@@ -147,7 +168,7 @@ def _butterfly_grad_grad(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
 
 def power_spectrum(waveform: Tensor, window: Tensor, factors: Tensor, rows: Tensor, hop: int) -> Tensor:
     """`kaleido_audio.ops.butterfly_power_spectrum` of a waveform ``(batch, time)``, for arguments that fit."""
-    return torch.ops.kaleido_audio.power_spectrum.default(waveform, window, factors, rows, hop)
+    return _call("power_spectrum", waveform, window, factors, rows, hop)
 
 
 def _fake_power_spectrum(waveform: Tensor, window: Tensor, factors: Tensor, rows: Tensor, hop: int) -> Tensor:
@@ -176,7 +197,7 @@ def _save_power(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _power_grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needed = ctx.needs_input_grad[:3]
-    grads = torch.ops.kaleido_audio.power_spectrum_backward(grad, *ctx.saved_tensors, ctx.hop, *needed)
+    grads = _call("power_spectrum_backward", grad, *ctx.saved_tensors, ctx.hop, *needed)
     return *_chosen(grads, needed), None, None
 
 
@@ -216,16 +237,16 @@ def _second_order(
         function: from ``inputs`` to what ``grad`` is the gradient of.
         grads: gradients of the operator's outputs, one for each of ``inputs``.
     """
-    with torch.enable_grad():
-        points = [t if t.requires_grad else t.detach().requires_grad_() for t in (grad, *inputs)]
-        # Views, so that nothing beyond them is differentiated.
-        grad_point, *input_points = (t.view_as(t) for t in points)
-        wanted = [p for p, n in zip(input_points, ctx.needed, strict=True) if n]
-        first = torch.autograd.grad(function(*input_points), wanted, grad_point, create_graph=True)
-        directions = [g for g, n in zip(grads, ctx.needed, strict=True) if n]
-        second = torch.autograd.grad(
-            first, [grad_point, *input_points], directions, create_graph=torch.is_grad_enabled(), allow_unused=True
-        )
+
+    def differentiated(grad: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        _, pull_back = torch.func.vjp(function, *inputs)
+        return _needed(pull_back(grad))
+
+    def _needed(grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(g for g, n in zip(grads, ctx.needed, strict=True) if n)
+
+    _, pull_back = torch.func.vjp(differentiated, grad, *inputs)
+    second = pull_back(_needed(grads))
     return _chosen(second, ctx.needs_input_grad[: len(second)])
 
 
@@ -235,8 +256,7 @@ def _shared_factors_vmap(name: str) -> Callable[..., tuple[Tensor, int]]:
     def rule(info: Any, in_dims: tuple[Any, ...], x: Tensor, factors: Tensor, out_features: int) -> tuple[Tensor, int]:
         if in_dims[1] is not None:
             return looped(info, in_dims, x, factors, out_features)
-        operator = getattr(torch.ops.kaleido_audio, name)
-        return operator(x.movedim(in_dims[0], 0), factors, out_features), 0
+        return _call(name, x.movedim(in_dims[0], 0), factors, out_features), 0
 
     return rule
 
@@ -245,9 +265,8 @@ def _looped_vmap(name: str) -> Callable[..., Any]:
     """One call an item."""
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        operator = getattr(torch.ops.kaleido_audio, name)
         results = [
-            operator(*(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)))
+            _call(name, *(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)))
             for i in range(info.batch_size)
         ]
         if isinstance(results[0], Tensor):

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kaleido_audio import ops
 from kaleido_audio.ops.dense import product_matrix
 from kaleido_audio.ops.reference import multiply_by_stages
+
+# All of it with the native kernels and without.
+pytestmark = pytest.mark.usefixtures("path")
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 PAIRS = [(a, b) for a in DTYPES for b in DTYPES if torch.finfo(a).bits == torch.finfo(b).bits]
@@ -44,7 +47,7 @@ def test_both_paths_equal_the_explicit_product(n: int, n_factors: int) -> None:
     torch.testing.assert_close(ops.to_dense(factors), expected)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     log_n=st.integers(1, 6),
     n_factors=st.integers(1, 4),
