@@ -82,25 +82,30 @@ def _register() -> None:
     torch.library.register_fake(namespace + "butterfly_backward", _fake_butterfly_backward)
     torch.library.register_fake(namespace + "power_spectrum", _fake_power_spectrum)
     torch.library.register_fake(namespace + "power_spectrum_backward", _fake_power_spectrum_backward)
-    _register_rules("butterfly", _save_butterfly, _butterfly_grad, _shared_factors_vmap("butterfly"))
+    _register_rules("butterfly", _save_butterfly, _butterfly_grad, vmap=_shared_factors_vmap)
     _register_rules("butterfly_backward", _save_butterfly_backward, _butterfly_grad_grad)
     _register_rules("power_spectrum", _save_power, _power_grad)
     _register_rules("power_spectrum_backward", _save_power_backward, _power_grad_grad)
-    torch.library.register_vmap(namespace + "butterfly_no_grad", _shared_factors_vmap("butterfly"))
+    no_grad = torch.ops.kaleido_audio.butterfly_no_grad
+    torch.library.register_vmap(namespace + "butterfly_no_grad", _shared_factors_vmap(no_grad))
 
 
 def _register_rules(
-    name: str, save: Callable[..., None], backward: Callable[..., Any], vmap: Callable[..., Any] | None = None
+    name: str,
+    save: Callable[..., None],
+    backward: Callable[..., Any],
+    vmap: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
 ) -> None:
     """Gradient and vmap of an operator, for PyTorch's dispatcher and for `torch.func`."""
-    vmap = vmap or _looped_vmap(name)
+    vmap = vmap or _looped_vmap
     torch.library.register_autograd(f"kaleido_audio::{name}", backward, setup_context=save)
-    torch.library.register_vmap(f"kaleido_audio::{name}", vmap)
+    torch.library.register_vmap(f"kaleido_audio::{name}", vmap(getattr(torch.ops.kaleido_audio, name)))
+    call = functools.partial(_call, name)
     members = {
-        "forward": staticmethod(functools.partial(_call, name)),
+        "forward": staticmethod(call),
         "setup_context": staticmethod(save),
         "backward": staticmethod(backward),
-        "vmap": staticmethod(vmap),
+        "vmap": staticmethod(vmap(call)),
     }
     _functions[name] = type(name, (torch.autograd.Function,), members)
 
@@ -239,34 +244,33 @@ def _second_order(
     """
 
     def differentiated(grad: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        _, pull_back = torch.func.vjp(function, *inputs)
+        pull_back = torch.func.vjp(function, *inputs)[1]
         return _needed(pull_back(grad))
 
     def _needed(grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(g for g, n in zip(grads, ctx.needed, strict=True) if n)
 
-    _, pull_back = torch.func.vjp(differentiated, grad, *inputs)
-    second = pull_back(_needed(grads))
+    second = torch.func.vjp(differentiated, grad, *inputs)[1](_needed(grads))
     return _chosen(second, ctx.needs_input_grad[: len(second)])
 
 
-def _shared_factors_vmap(name: str) -> Callable[..., tuple[Tensor, int]]:
-    looped = _looped_vmap(name)
+def _shared_factors_vmap(call: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:
+    looped = _looped_vmap(call)
 
     def rule(info: Any, in_dims: tuple[Any, ...], x: Tensor, factors: Tensor, out_features: int) -> tuple[Tensor, int]:
         if in_dims[1] is not None:
             return looped(info, in_dims, x, factors, out_features)
-        return _call(name, x.movedim(in_dims[0], 0), factors, out_features), 0
+        return call(x.movedim(in_dims[0], 0), factors, out_features), 0
 
     return rule
 
 
-def _looped_vmap(name: str) -> Callable[..., Any]:
+def _looped_vmap(call: Callable[..., Any]) -> Callable[..., Any]:
     """One call an item."""
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         results = [
-            _call(name, *(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)))
+            call(*(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)))
             for i in range(info.batch_size)
         ]
         if isinstance(results[0], Tensor):
