@@ -1,0 +1,120 @@
+"""The K-matrix benchmark: a tiny run from end to end, and what its tables say of known times."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import kmatrix, machine
+from benchmarks.kmatrix import TARGETS, Case
+from benchmarks.report import Target, target_table
+from benchmarks.runner import Results, parse_options
+from benchmarks.timing import Measurement
+
+ENVIRONMENT = {"capability": "avx512", "torch_capability": "avx2"}
+
+
+def test_a_tiny_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--quick", "--rounds", "1", "--threads", "1", "--out", str(tmp_path), "--cases", "n64-b1-"]
+    assert kmatrix.main(arguments) == 0
+    out = capsys.readouterr().out
+    for words in ("dense / K", "torch.fft.rfft", "to reach", "of the limit", "For the README", "nn.Linear / KMatrix"):
+        assert words in out
+    found = Results.load(tmp_path / "kmatrix.json")
+    assert {case.kind for case in map(kmatrix.case_of, found.measurements)} == {"real", "complex"}
+    assert not found.skipped
+    assert (tmp_path / "kmatrix.png").stat().st_size > 10_000
+    assert (tmp_path / "kmatrix.md").read_text().strip() in out
+    assert kmatrix.main([*arguments, "--redraw"]) == 0
+    assert capsys.readouterr().out == out
+
+
+def test_every_target_has_its_case_in_the_quick_run_too() -> None:
+    for arguments in ([], ["--quick"], ["--threads", "1"]):
+        names = {case.name for case in kmatrix.all_cases(parse_options("kmatrix", None, arguments, ""))}
+        assert {target.case for target in TARGETS} <= names
+
+
+def test_contestants_of_a_training_case_take_gradients_of_vectors_and_weights(tmp_path: Path) -> None:
+    options = parse_options("kmatrix", None, ["--quick", "--out", str(tmp_path)], "")
+    results = Results(tmp_path / "x.json", {"cores": 1})
+    found = kmatrix.Builder(options).contestants(Case("real", 64, 8, training=True), results)
+    assert list(found) == ["K", "dense"]
+    for contestant in found.values():
+        with torch.enable_grad():
+            gradients = contestant.call()
+        assert isinstance(gradients, tuple)
+        assert gradients[0].shape == (8, 64)
+        assert gradients[1].shape in {(2, 6, 2, 64), (64, 64)}
+
+
+def test_what_is_too_big_or_too_slow_is_named(tmp_path: Path) -> None:
+    options = parse_options("kmatrix", None, ["--out", str(tmp_path)], "")
+    builder = kmatrix.Builder(options)
+    results = Results(tmp_path / "x.json", {"cores": 2})
+    builder.flops = 1e6
+    case = Case("real", 512, 64)
+    assert "dense" not in builder.contestants(case, results)
+    assert "a call would take about" in results.skipped[case.name][0]
+    with pytest.raises(kmatrix.Skip, match="K: needs about"):
+        builder.contestants(Case("real", 16384, 65536), results)
+    with pytest.raises(kmatrix.Skip, match="3 threads on 2 cores"):
+        builder.contestants(Case("real", 64, 1, threads=3), results)
+
+
+def test_share_of_the_instruction_limit() -> None:
+    case = Case("real", 512, 4096)
+    # 4 * 512 * 9 / 16 = 1152 operations a vector are 576 cycles: a K that takes 1152 is at half of the limit.
+    ghz = 4e9
+    tick, k = machine.CYCLES_PER_CALL / ghz, 1152 * 4096 / ghz
+    share = kmatrix.limit_share(case, Measurement({"K": [k], "clock": [tick]}), ENVIRONMENT)
+    assert share is not None
+    assert share.median == pytest.approx(0.5)
+    # A product at the peak of a machine with 8 lanes, two fused multiply-adds a cycle, says the same.
+    gemm = kmatrix.GEMM**3 / (2 * 8 * ghz)
+    share = kmatrix.limit_share(case, Measurement({"K": [k], "gemm": [gemm]}), ENVIRONMENT)
+    assert share is not None
+    assert share.median == pytest.approx(0.5)
+
+
+def test_tables_of_a_gpu_are_against_a_copy_and_name_no_threads() -> None:
+    environment = {
+        "device": "cuda", "gpu": "Some GPU", "gpu_gib": 80.0, "cuda": "13.0", "cpu": "Some CPU", "cores": 2,
+        "system": "Linux", "torch": "2", "torch_capability": "avx2", "capability": "avx2", "backend": "cuda",
+        "load": 0.0, "date": "today", "quick": False, "settings": {"min_rounds": 2, "rounds": 2},
+    }  # fmt: skip
+    found = Measurement({"K": [3e-6] * 2, "dense": [30e-6] * 2, "rfft": [6e-6] * 2, "copy": [2e-6] * 2})
+    results = Results(Path("x.json"), environment, {Case("real", 512, 4096).name: found})
+    text = "\n".join(kmatrix.sections(results))
+    row = next(line for line in text.splitlines() if "15x (15 to 15)" in line)
+    assert "1.5x (1.5 to 1.5)" in row and "3x (3 to 3)" in row
+    assert "thread" not in text.replace("K with one thread (scaling)", "")
+    assert "to reach" not in text
+    assert kmatrix.figure(results) is not None
+
+
+def test_verdicts_of_targets() -> None:
+    results = Results(Path("x.json"), {}, {"c": Measurement({"a": [2.0, 2.2, 2.4], "b": [1.0, 1.0, 1.0]})})
+    table = target_table(
+        [
+            Target("speed-up", "c", "a", "b", 2, 3),
+            Target("share", "c", "b", "a", 0.4, 0.3),
+            Target("absent", "d", "a", "b", 1, 2),
+        ],
+        results,
+    )
+    speedup, share, absent = table.splitlines()[2:]
+    assert "2.2x (2 to 2.4)" in speedup and speedup.endswith(" yes |")
+    assert "at most 0.4x its time" in share and share.endswith(" no |")
+    assert "not measured" in absent
+
+
+def test_the_clock_is_a_plausible_one() -> None:
+    tick = machine.clock()
+    if tick is None:
+        pytest.skip("no C compiler, or not x86-64")
+    tick()
+    found = kmatrix.measure({"clock": kmatrix.Contestant(tick)}, kmatrix.Settings(rounds=5), torch.device("cpu"))
+    seconds = found.time("clock")
+    assert seconds is not None
+    assert 0.2e9 < machine.CYCLES_PER_CALL / seconds.low < 8e9
