@@ -15,7 +15,9 @@
 namespace kaleido {
 namespace KALEIDO_ISA {
 
-#if defined(__AVX512F__)
+#if defined(KALEIDO_VECTOR_BYTES)  // of another processor than this one, for tests
+constexpr int kVectorBytes = KALEIDO_VECTOR_BYTES, kRegisters = KALEIDO_VECTOR_BYTES == 64 ? 32 : 16;
+#elif defined(__AVX512F__)
 constexpr int kVectorBytes = 64, kRegisters = 32;
 #elif defined(__AVX2__)
 constexpr int kVectorBytes = 32, kRegisters = 16;

@@ -112,7 +112,15 @@ KALEIDO_INLINE Value<T, L, Parts> add(Value<T, L, Parts> a, Value<T, L, Parts> b
 template <typename T, int L, int Parts>
 KALEIDO_INLINE Value<T, L, Parts> in_registers(Value<T, L, Parts> v) {
 #if defined(__x86_64__)
-  for (int i = 0; i < Parts; ++i) asm("" : "+v"(v.part[i]));
+#if defined(__AVX512F__)
+  constexpr int kWidest = 64;
+#elif defined(__AVX__)
+  constexpr int kWidest = 32;
+#else
+  constexpr int kWidest = 16;
+#endif
+  if constexpr (L * sizeof(T) <= kWidest)
+    for (int i = 0; i < Parts; ++i) asm("" : "+v"(v.part[i]));
 #elif defined(__aarch64__)
   for (int i = 0; i < Parts; ++i) asm("" : "+w"(v.part[i]));
 #endif
