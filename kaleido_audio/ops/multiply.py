@@ -10,6 +10,7 @@ from kaleido_audio.ops.dense import multiply_by_matrix, product_matrix
 from kaleido_audio.ops.reference import multiply_by_stages, squared_magnitude
 
 _HALF = (torch.float16, torch.bfloat16)
+_NATIVE = frozenset((torch.float32, torch.float64, torch.complex64, torch.complex128))
 _PRECISION = {
     torch.float16: "half",
     torch.bfloat16: "half",
@@ -67,6 +68,12 @@ def butterfly_multiply(x: Tensor, factors: Tensor, *, out_features: int | None =
     >>> butterfly_multiply(torch.tensor([3.0, 4.0]), factors)
     tensor([ 7., -1.])
     """
+    # The operator checks its arguments too: for a single vector, these checks would cost more than the product.
+    if x.is_cpu and factors.is_cpu and x.dtype is factors.dtype and x.dtype in _NATIVE and native.is_ready():
+        try:
+            return native.butterfly(x, factors, factors.shape[-1] if out_features is None else out_features)
+        except RuntimeError:
+            pass  # what follows says better what is wrong, or does what the operator does not
     n = _check(x, factors)
     out_features = n if out_features is None else out_features
     if not 1 <= out_features <= n:

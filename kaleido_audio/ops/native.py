@@ -29,6 +29,9 @@ _NO_LIBRARY = (
 _devices: set[str] = set()
 _functions: dict[str, Any] = {}
 _missing: str | None = None
+_ready = False
+_butterfly_no_grad: Any = None
+_is_compiling = torch.compiler.is_compiling
 _warned = False
 
 
@@ -40,6 +43,11 @@ def is_native(x: Tensor) -> bool:
     if _missing and x.device.type == "cpu":
         _warn_once()
     return False
+
+
+def is_ready() -> bool:
+    """Whether the native operators take tensors of the processor now just as they are."""
+    return _ready and forward_ad._current_level < 0 and not torch.is_autocast_enabled("cpu") and not _is_compiling()
 
 
 def _warn_once() -> None:
@@ -59,7 +67,7 @@ def cpu_capability() -> str | None:
 
 
 def _load() -> None:
-    global _missing
+    global _missing, _ready, _butterfly_no_grad
     if os.environ.get("KALEIDO_BACKEND") == "reference":
         return
     path = Path(os.environ.get("KALEIDO_CPU_LIBRARY") or _LIBRARY)
@@ -73,6 +81,8 @@ def _load() -> None:
         return
     _devices.add("cpu")
     _register()
+    _butterfly_no_grad = torch.ops.kaleido_audio.butterfly_no_grad.default
+    _ready = True
 
 
 def _register() -> None:
@@ -124,7 +134,7 @@ def butterfly(x: Tensor, factors: Tensor, out_features: int) -> Tensor:
     """`kaleido_audio.ops.butterfly_multiply` for arguments that fit, on a device for which `is_native` holds."""
     if torch.is_grad_enabled() and (x.requires_grad or factors.requires_grad):
         return _call("butterfly", x, factors, out_features)
-    return torch.ops.kaleido_audio.butterfly_no_grad.default(x, factors, out_features)
+    return _butterfly_no_grad(x, factors, out_features)
 
 
 def _fake_butterfly(x: Tensor, factors: Tensor, out_features: int) -> Tensor:

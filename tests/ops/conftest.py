@@ -47,5 +47,5 @@ def path(request, monkeypatch) -> str:
     """The native kernels, and plain PyTorch."""
     if request.param == "reference":
         monkeypatch.setattr(native, "_devices", set())
-        monkeypatch.setattr(native, "_missing", None)
+        monkeypatch.setattr(native, "_ready", False)
     return request.param
