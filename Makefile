@@ -1,6 +1,11 @@
-# make demo   the main job: corpus, training, comparison table, pictures
-# make test   all tests, with ruff and mypy
-# Both set up everything they need in .venv, from Python 3.10 to 3.12, a C++ compiler and pip.
+# make demo       the main job: corpus, training, comparison table, pictures
+# make test       everything below but `sanitize`, and ruff and mypy
+# make wheel      dist/*.whl, with the native kernels
+# make test-wheel all tests, on the wheel
+# make smoke      a few tests of the wheel on another torch, and of installing without a compiler
+# make sanitize   the tests of the operators under AddressSanitizer and UndefinedBehaviorSanitizer
+# make setup      for work on the code: .venv with an editable install and the kernels in the checkout
+# All set up what they need in .venv (smoke: .venv-smoke), from Python 3.10 to 3.12, a C++ compiler and pip.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,30 +14,80 @@ BIN := $(VENV)/bin
 TORCH := torch==2.11.0 torchaudio==2.11.0
 DEMO_JOBS ?= 2
 
-.PHONY: setup demo test lint clean
+# Another torch than in .venv, and no more beside it than the package asks for.
+SMOKE_VENV := .venv-smoke
+SMOKE := "torch==2.13.0" "setuptools>=77" pytest
 
-setup: $(VENV)/.ready
+CPU_SOURCES := $(wildcard cpu/*.cpp cpu/*.h) cpu/build.py
+LIBRARY := kaleido_audio/ops/kaleido_audio_cpu.so
+WHEEL := dist/.built
+WHEEL_SOURCES := setup.py pyproject.toml README.md LICENSE $(shell find kaleido_audio -name '*.py')
+SANITIZED := build/sanitize/kaleido_audio_cpu.so
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1
 
-$(VENV)/.ready: pyproject.toml
+.PHONY: setup demo test test-wheel smoke wheel sanitize lint clean
+
+setup: $(VENV)/.ready $(LIBRARY)
+
+# The kernels are left to the rule below, which knows when they have changed and does not hide a warning.
+$(VENV)/.ready: pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \
 	  "kaleido_audio: expected Python 3.10 to 3.12, got %d.%d; set PYTHON, e.g. make demo PYTHON=python3.11" % v)'
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing PyTorch: about 3 GB the first time, without output for some minutes"
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[recipes,test]" $(TORCH)
+	KALEIDO_NATIVE=0 $(BIN)/pip install --quiet --disable-pip-version-check --editable ".[recipes,test]" $(TORCH)
 	@touch $@
+
+# Without a compiler there is no library, a warning says so, and the rest goes on.
+$(LIBRARY): $(CPU_SOURCES) $(VENV)/.ready
+	$(BIN)/python cpu/build.py --output $@
 
 demo: setup
 	$(BIN)/python -m recipes.timit prepare synthetic --out data/synthetic --keep
 	$(BIN)/python -m recipes.timit compare --data data/synthetic --out demo --seeds 0 --jobs $(DEMO_JOBS)
 
-lint: setup
+lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: setup lint
-	$(BIN)/python -m pytest
+test: lint test-wheel smoke
+
+wheel: $(WHEEL)
+
+# What setuptools left in build/ would find its way into the wheel, whether or not it is still in the checkout.
+$(WHEEL): $(CPU_SOURCES) $(WHEEL_SOURCES) $(VENV)/.ready
+	rm -rf dist build/lib* build/bdist*
+	KALEIDO_NATIVE=1 $(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@touch $@
+
+# In a copy of the checkout whose package is the wheel's: every import, doctest and subprocess gets that one.
+test-wheel: $(WHEEL)
+	rm -rf build/checkout && mkdir -p build/checkout
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/checkout dist/*.whl
+	cp -r tests recipes docs README.md Makefile pyproject.toml build/checkout
+	cd build/checkout && $(CURDIR)/$(BIN)/python -m pytest
+
+$(SMOKE_VENV)/.ready: pyproject.toml Makefile
+	$(PYTHON) -m venv $(SMOKE_VENV)
+	@echo "Installing another PyTorch: 200 MB or 3 GB, by what pip finds"
+	$(SMOKE_VENV)/bin/pip install --quiet --disable-pip-version-check $(SMOKE)
+	@touch $@
+
+smoke: $(WHEEL) $(SMOKE_VENV)/.ready
+	$(SMOKE_VENV)/bin/pip uninstall --quiet --yes kaleido_audio
+	$(SMOKE_VENV)/bin/pip install --quiet --disable-pip-version-check dist/*.whl
+	$(SMOKE_VENV)/bin/pytest tests/packaging
+
+$(SANITIZED): $(CPU_SOURCES) $(VENV)/.ready
+	KALEIDO_NATIVE=1 CXX="$(CXX)" KALEIDO_CXXFLAGS="$(SANITIZERS)" $(BIN)/python cpu/build.py --output $@
+
+# Their libraries have to be loaded before Python's own. Python and torch keep memory until they end, which is no leak.
+sanitize: $(SANITIZED)
+	env LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  KALEIDO_CPU_LIBRARY=$(CURDIR)/$(SANITIZED) $(BIN)/python -m pytest tests/ops
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(SMOKE_VENV) $(LIBRARY) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
