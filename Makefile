@@ -23,7 +23,8 @@ LIBRARY := kaleido_audio/ops/kaleido_audio_cpu.so
 WHEEL := dist/.built
 WHEEL_SOURCES := setup.py pyproject.toml README.md LICENSE $(shell find kaleido_audio -name '*.py')
 SANITIZED := build/sanitize/kaleido_audio_cpu.so
-SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1 \
+  -DKALEIDO_ONLY_BASELINE -march=native
 
 .PHONY: setup demo test test-wheel smoke wheel sanitize lint clean
 

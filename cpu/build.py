@@ -8,7 +8,8 @@ Environment variables:
     KALEIDO_NATIVE: 0 builds nothing, silently; 1 makes a failure an error; else a failure is a warning.
     KALEIDO_TORCH_DIR: the folder of the torch package, which holds ``include`` and ``lib``.
     CXX: the compiler.
-    KALEIDO_CXXFLAGS, KALEIDO_LDFLAGS: flags to add.
+    KALEIDO_CXXFLAGS, KALEIDO_LDFLAGS: flags to add. With -DKALEIDO_ONLY_BASELINE there is one set of kernels, for the
+        processor that a -march beside it names, and the others' compile time is saved.
 """
 
 from __future__ import annotations
@@ -136,19 +137,17 @@ def build(output: Path) -> None:
     extra = shlex.split(os.environ.get("KALEIDO_CXXFLAGS", ""))
     # Messages of failed checks name their source file: not by its place on this machine.
     flags = [*COMPILE_FLAGS, f"-ffile-prefix-map={torch}=torch", "-isystem", str(torch / "include")]
-    variants = X86_FLAGS
-    if not platform.endswith("x86_64"):
-        variants = {"baseline": []}
+    variants = X86_FLAGS if platform.endswith("x86_64") else {"baseline": []}
+    if len(variants) == 1:
         flags.append("-DKALEIDO_ONLY_BASELINE")
+    elif "-DKALEIDO_ONLY_BASELINE" in extra:
+        variants = {"baseline": variants["baseline"]}
     # In order of rising demands: of an inline function that several objects hold, the linker keeps the first, and
     # that one has to run on every processor.
     units = [("ops.cpp", "ops", variants["baseline"])]
     units += [("kernels.cpp", isa, [f"-DKALEIDO_ISA={isa}", *isa_flags]) for isa, isa_flags in variants.items()]
 
-    output = output.absolute()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    # Next to the result, so that the last step is a rename: programs that have the old library loaded keep it.
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".build-") as folder:
+    with tempfile.TemporaryDirectory(prefix="kaleido_audio-") as folder:
         objects = [str(Path(folder, f"{name}.o")) for _, name, _ in units]
 
         def compile_unit(unit: tuple[str, str, list[str]], object_file: str) -> None:
@@ -158,11 +157,18 @@ def build(output: Path) -> None:
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             # The kernels of the widest vectors take longest: begun first, the rest fills the other cores meanwhile.
             list(pool.map(compile_unit, units[::-1], objects[::-1]))
-        library = Path(folder, output.name)
+
+        output = output.absolute()
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # Renamed in the end, so that programs which have the old library loaded keep it.
+        library = output.with_name(f".{os.getpid()}.{output.name}")
         strip = [] if "-g" in extra else ["-Wl,-s"]
         more = shlex.split(os.environ.get("KALEIDO_LDFLAGS", ""))
-        _run([*compiler, *extra, *objects, "-o", str(library), f"-L{torch / 'lib'}", *LINK_FLAGS, *strip, *more])
-        library.replace(output)
+        try:
+            _run([*compiler, *extra, *objects, "-o", str(library), f"-L{torch / 'lib'}", *LINK_FLAGS, *strip, *more])
+            library.replace(output)
+        finally:
+            library.unlink(missing_ok=True)
 
 
 def build_if_possible(output: Path) -> bool:
