@@ -1,9 +1,11 @@
 # make demo       the main job: corpus, training, comparison table, pictures
-# make test       everything below but `sanitize`, and ruff and mypy
+# make test       ruff and mypy, `wheel`, `test-wheel` and `smoke`
 # make wheel      dist/*.whl, with the native kernels
 # make test-wheel all tests, on the wheel
 # make smoke      a few tests of the wheel on another torch, and of installing without a compiler
 # make sanitize   the tests of the operators under AddressSanitizer and UndefinedBehaviorSanitizer
+# make test-wide  the same tests of the 512-bit kernels, on a processor that need not have AVX-512
+# make check-arm64  the kernels against the definition, cross-compiled and emulated
 # make setup      for work on the code: .venv with an editable install and the kernels in the checkout
 # All set up what they need in .venv (smoke: .venv-smoke), from Python 3.10 to 3.12, a C++ compiler and pip.
 
@@ -23,10 +25,11 @@ LIBRARY := kaleido_audio/ops/kaleido_audio_cpu.so
 WHEEL := dist/.built
 WHEEL_SOURCES := setup.py pyproject.toml README.md LICENSE $(shell find kaleido_audio -name '*.py')
 SANITIZED := build/sanitize/kaleido_audio_cpu.so
+WIDE := build/wide/kaleido_audio_cpu.so
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1 \
   -DKALEIDO_ONLY_BASELINE -march=native
 
-.PHONY: setup demo test test-wheel smoke wheel sanitize lint clean
+.PHONY: setup demo test test-wheel smoke wheel sanitize test-wide check-arm64 lint clean
 
 setup: $(VENV)/.ready $(LIBRARY)
 
@@ -67,7 +70,7 @@ $(WHEEL): $(CPU_SOURCES) $(WHEEL_SOURCES) $(VENV)/.ready
 test-wheel: $(WHEEL)
 	rm -rf build/checkout && mkdir -p build/checkout
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/checkout dist/*.whl
-	cp -r tests recipes docs README.md Makefile pyproject.toml build/checkout
+	cp -r tests recipes benchmarks docs README.md Makefile pyproject.toml build/checkout
 	cd build/checkout && $(CURDIR)/$(BIN)/python -m pytest
 
 $(SMOKE_VENV)/.ready: pyproject.toml Makefile
@@ -89,6 +92,20 @@ sanitize: $(SANITIZED)
 	env LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  KALEIDO_CPU_LIBRARY=$(CURDIR)/$(SANITIZED) $(BIN)/python -m pytest tests/ops
+
+# Vectors twice as long as the processor's: compilers split them, and the arithmetic and the index maps stay the same.
+$(WIDE): $(CPU_SOURCES) $(VENV)/.ready
+	KALEIDO_NATIVE=1 KALEIDO_CXXFLAGS="-DKALEIDO_ONLY_BASELINE -DKALEIDO_VECTOR_BYTES=64 -march=x86-64-v3 -O2 -Wno-psabi" \
+	  $(BIN)/python cpu/build.py --output $@
+
+test-wide: $(WIDE)
+	KALEIDO_CPU_LIBRARY=$(CURDIR)/$(WIDE) $(BIN)/python -m pytest tests/ops
+
+check-arm64: tests/cpu/check_kernels.cpp $(CPU_SOURCES)
+	mkdir -p build
+	aarch64-linux-gnu-g++ -std=c++17 -O2 -Wall -Wextra -Werror -Wno-psabi -static -DKALEIDO_ISA=baseline \
+	  -DKALEIDO_ONLY_BASELINE cpu/kernels.cpp $< -o build/check_kernels_arm64
+	qemu-aarch64-static build/check_kernels_arm64
 
 clean:
 	rm -rf $(VENV) $(SMOKE_VENV) $(LIBRARY) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
