@@ -6,6 +6,7 @@
 # make sanitize   the tests of the operators under AddressSanitizer and UndefinedBehaviorSanitizer
 # make test-wide  the same tests of the 512-bit kernels, on a processor that need not have AVX-512
 # make check-arm64  the kernels against the definition, cross-compiled and emulated
+# make profile    the time of every pass of the kernels
 # make setup      for work on the code: .venv with an editable install and the kernels in the checkout
 # All set up what they need in .venv (smoke: .venv-smoke), from Python 3.10 to 3.12, a C++ compiler and pip.
 
@@ -29,7 +30,7 @@ WIDE := build/wide/kaleido_audio_cpu.so
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1 \
   -DKALEIDO_ONLY_BASELINE -march=native
 
-.PHONY: setup demo test test-wheel smoke wheel sanitize test-wide check-arm64 lint clean
+.PHONY: setup demo test test-wheel smoke wheel sanitize test-wide check-arm64 profile lint clean
 
 setup: $(VENV)/.ready $(LIBRARY)
 
@@ -106,6 +107,13 @@ check-arm64: tests/cpu/check_kernels.cpp $(CPU_SOURCES)
 	aarch64-linux-gnu-g++ -std=c++17 -O2 -Wall -Wextra -Werror -Wno-psabi -static -DKALEIDO_ISA=baseline \
 	  -DKALEIDO_ONLY_BASELINE cpu/kernels.cpp $< -o build/check_kernels_arm64
 	qemu-aarch64-static build/check_kernels_arm64
+
+# Time of every pass of the kernels, for this processor.
+profile: benchmarks/passes.cpp $(CPU_SOURCES)
+	mkdir -p build
+	$(CXX) -std=c++17 -O3 -march=native -mprefer-vector-width=512 -fno-math-errno -fno-trapping-math \
+	  -DKALEIDO_ISA=native_isa $< -o build/passes
+	build/passes
 
 clean:
 	rm -rf $(VENV) $(SMOKE_VENV) $(LIBRARY) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -160,14 +160,9 @@ class Product {
   // the gradients of the coefficients are added there; without, checkpoints are not read.
   void backward(const Rows<T>* checkpoints, Rows<T> grad, T* gradients, int rows) const {
     Pass passes[kMaxPasses];
-    std::ptrdiff_t sizes[64], size = 0;
-    int done = 0;
-    for (int f = 0; f < n_factors_; f += 2) {
-      if (f / 2 < 64) sizes[f / 2] = size;
-      done += passes_of_pair(f, passes, size);
-    }
+    int done = pass_count();
     for (int f = (n_factors_ - 1) / 2 * 2; f >= 0; f -= 2) {
-      size = sizes[f / 2];
+      std::ptrdiff_t size = std::ptrdiff_t(f) * log_n_ * 2 * Parts * n_;  // of the factors before
       for (int p = passes_of_pair(f, passes, size) - 1; p >= 0; --p) {
         --done;
         if (gradients)
@@ -179,6 +174,8 @@ class Product {
   }
 
  private:
+  friend struct Profiler;  // of benchmarks/passes.cpp
+
   // --- passes and their coefficients ---
 
   // Passes of B* at factor f and of the B after it, if any, in order; `size` counts the packed numbers so far.

@@ -91,6 +91,16 @@ def test_large_sizes(capability, log_n, dtype) -> None:
         assert_near(got, wanted, tolerance(dtype))
 
 
+def test_many_factors(capability) -> None:
+    torch.manual_seed(0)
+    factors = KMatrix(16, width=80, dtype=torch.complex128).factors.detach()[:157].clone().requires_grad_()
+    x = torch.randn(7, 16, dtype=torch.complex128, requires_grad=True)
+    results = [ops.butterfly_multiply(x, factors), multiply_by_stages(x, factors)]
+    assert_near(*results, 1e-12)
+    for got, wanted in zip(*(torch.autograd.grad(r.abs().pow(3).sum(), (x, factors)) for r in results), strict=True):
+        assert_near(got, wanted, 1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("n", [2, 8, 64, 512])
 def test_half_precision_rounds_once(capability, n, dtype) -> None:
