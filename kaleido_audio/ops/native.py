@@ -23,7 +23,7 @@ _LIBRARY = Path(__file__).with_name("kaleido_audio_cpu.so")
 _NO_LIBRARY = (
     "kaleido_audio has no native kernels here ({reason}) and computes in plain PyTorch, 5 to 20 times slower. "
     "To build them, install it again where torch >= 2.11 is installed and a C++17 compiler is found "
-    "(g++ or clang++, or set CXX)."
+    "(g++ or clang++, or set CXX); KALEIDO_NATIVE=1 makes that installation stop and say why where it cannot."
 )
 
 _devices: set[str] = set()
