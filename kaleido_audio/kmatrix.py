@@ -28,7 +28,9 @@ class KMatrix(nn.Module):
     """A K-matrix: an n x n linear map in (BB*)^w_e, applied in O(w e n log(e n)) operations.
 
     The map is the upper-left n x n corner of a product of ``2 * width`` butterfly matrices of the next power of
-    two of ``expansion * n``: inputs are padded with zeros to that size, outputs truncated to n.
+    two of ``expansion * n``: inputs are padded with zeros to that size, outputs truncated to n. With
+    ``out_features`` it is the corner of that many rows and n columns, of factors whose size is that of the longer
+    side.
 
     The parameter is ``weight``, always real: complex coefficients are stored with a trailing dimension of 2, so
     that ``module.double()``, optimizers, DDP and safetensors treat it like any other. `factors` is its view as
@@ -36,7 +38,8 @@ class KMatrix(nn.Module):
     them.
 
     Args:
-        n: rows and columns of the map.
+        n: columns of the map, and its rows.
+        out_features: rows of the map, where they are not n.
         width: number w of BB* products.
         expansion: e of (BB*)^w_e; the corner of a larger matrix can represent more maps.
         dtype: float32 or float64 for a real map, complex64 or complex128 for a complex one.
@@ -46,7 +49,7 @@ class KMatrix(nn.Module):
             start as the identity.
 
     Shape:
-        ``forward(x)``: ``(..., n)`` to ``(..., n)``. Real input of a complex K-matrix gives complex output.
+        ``forward(x)``: ``(..., n)`` to ``(..., out_features)``. Real input of a complex K-matrix gives complex output.
 
     Raises:
         ValueError: an option or a shape that does not fit, with what was expected.
@@ -64,54 +67,61 @@ class KMatrix(nn.Module):
         self,
         n: int,
         *,
+        out_features: int | None = None,
         width: int = 1,
         expansion: int = 1,
         dtype: torch.dtype = torch.float32,
         init: Init = "orthogonal",
     ) -> None:
         super().__init__()
-        for name, value in (("n", n), ("width", width), ("expansion", expansion)):
+        out_features = n if out_features is None else out_features
+        for name, value in (("n", n), ("out_features", out_features), ("width", width), ("expansion", expansion)):
             if value < 1:
                 raise ValueError(f"expected {name} >= 1, got {value}")
         if dtype not in _DTYPES:
             raise ValueError(f"expected dtype in {_DTYPES}, got {dtype}")
-        self.n = n
+        self.in_features = n
+        self.out_features = out_features
         self.width = width
         self.expansion = expansion
-        self.size = padded_size(n, expansion)
+        self.size = padded_size(max(n, out_features), expansion)
         self.is_complex = dtype.is_complex
         shape = (2 * width, self.size.bit_length() - 1, 2, self.size)
-        factors = _initial_factors(shape, dtype, init, n)
+        factors = _initial_factors(shape, dtype, init, (n, out_features))
         self.weight = nn.Parameter(torch.view_as_real(factors).clone() if self.is_complex else factors)
 
     @classmethod
-    def from_factors(cls, n: int, factors: Tensor, *, expansion: int = 1) -> KMatrix:
+    def from_factors(cls, n: int, factors: Tensor, *, out_features: int | None = None, expansion: int = 1) -> KMatrix:
         """A K-matrix with given coefficients.
 
         Args:
-            n: rows and columns of the map.
-            factors: ``(2 * width, log2 size, 2, size)``, size the padded size of ``expansion * n``.
+            n: columns of the map, and its rows.
+            factors: ``(2 * width, log2 size, 2, size)``, size the padded size of ``expansion`` times the longer side.
+            out_features: rows of the map, where they are not n.
             expansion: as in the constructor.
         """
-        if factors.ndim != 4 or factors.shape[0] % 2 or factors.shape[-1] != padded_size(n, expansion):
+        longer = n if out_features is None else max(n, out_features)
+        if factors.ndim != 4 or factors.shape[0] % 2 or factors.shape[-1] != padded_size(longer, expansion):
             raise ValueError(
-                f"expected factors (2 * width, log2 N, 2, N) with N = {padded_size(n, expansion)} for n = {n} and "
-                f"expansion = {expansion}, got {tuple(factors.shape)}"
+                f"expected factors (2 * width, log2 N, 2, N) with N = {padded_size(longer, expansion)} for "
+                f"n = {longer} and expansion = {expansion}, got {tuple(factors.shape)}"
             )
-        k = cls(n, width=factors.shape[0] // 2, expansion=expansion, dtype=factors.dtype, init="identity")
+        k = cls(
+            n,
+            out_features=out_features,
+            width=factors.shape[0] // 2,
+            expansion=expansion,
+            dtype=factors.dtype,
+            init="identity",
+        )
         with torch.no_grad():
             k.factors.copy_(factors)
         return k
 
     @property
-    def in_features(self) -> int:
-        """Size of the input vectors: n."""
-        return self.n
-
-    @property
-    def out_features(self) -> int:
-        """Size of the output vectors: n."""
-        return self.n
+    def n(self) -> int:
+        """Size of the input vectors: `in_features`."""
+        return self.in_features
 
     @property
     def factors(self) -> Tensor:
@@ -120,19 +130,20 @@ class KMatrix(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply the vectors ``(..., n)`` by this matrix."""
-        if x.ndim == 0 or x.shape[-1] != self.n:
-            raise ValueError(f"expected x of shape (..., {self.n}), got {tuple(x.shape)}")
-        return ops.butterfly_multiply(x, self.factors, out_features=self.n)
+        if x.ndim == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(f"expected x of shape (..., {self.in_features}), got {tuple(x.shape)}")
+        return ops.butterfly_multiply(x, self.factors, out_features=self.out_features)
 
     def to_dense(self) -> Tensor:
-        """The n x n matrix W with ``forward(x) = W @ x``; differentiable."""
-        return ops.to_dense(self.factors, out_features=self.n, in_features=self.n)
+        """The matrix W ``(out_features, n)`` with ``forward(x) = W @ x``; differentiable."""
+        return ops.to_dense(self.factors, out_features=self.out_features, in_features=self.in_features)
 
     def extra_repr(self) -> str:
         """Size, class (BB*)^w_e, type and number of real parameters."""
         kind = "complex" if self.is_complex else "real"
+        rows = "" if self.out_features == self.in_features else f", out_features={self.out_features}"
         return (
-            f"{self.n}, width={self.width}, expansion={self.expansion}, size={self.size}, {kind} "
+            f"{self.in_features}{rows}, width={self.width}, expansion={self.expansion}, size={self.size}, {kind} "
             f"{self.weight.dtype}, parameters={self.weight.numel()}"
         )
 
@@ -144,10 +155,12 @@ def identity_factors(n_factors: int, size: int, dtype: torch.dtype = torch.float
     return factors
 
 
-def _initial_factors(shape: tuple[int, int, int, int], dtype: torch.dtype, init: Init, n: int) -> Tensor:
+def _initial_factors(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, init: Init, sides: tuple[int, int]
+) -> Tensor:
     n_factors, _, _, size = shape
     if isinstance(init, KMatrix):
-        return _widened(init, n_factors, size, dtype, n)
+        return _widened(init, n_factors, size, dtype, sides)
     if init == "orthogonal":
         return _random_orthogonal(shape, dtype)
     if init == "identity":
@@ -158,12 +171,12 @@ def _initial_factors(shape: tuple[int, int, int, int], dtype: torch.dtype, init:
     raise ValueError(f"expected init in {_INITS} or a KMatrix, got {init!r}")
 
 
-def _widened(source: KMatrix, n_factors: int, size: int, dtype: torch.dtype, n: int) -> Tensor:
+def _widened(source: KMatrix, n_factors: int, size: int, dtype: torch.dtype, sides: tuple[int, int]) -> Tensor:
     given = source.factors.detach()
-    if source.n != n or source.size != size or given.shape[0] > n_factors:
+    if (source.in_features, source.out_features) != sides or source.size != size or given.shape[0] > n_factors:
         raise ValueError(
-            f"init is a KMatrix of n = {source.n}, size {source.size} and width {source.width}; expected "
-            f"n = {n}, size {size} and width <= {n_factors // 2}"
+            f"init is a KMatrix of {source.out_features} x {source.in_features}, size {source.size} and width "
+            f"{source.width}; expected {sides[1]} x {sides[0]}, size {size} and width <= {n_factors // 2}"
         )
     if source.is_complex and not dtype.is_complex:
         raise ValueError(f"init is a complex KMatrix: expected a complex dtype, got {dtype}")

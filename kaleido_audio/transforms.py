@@ -718,8 +718,8 @@ def _make_transform(
     """The K-matrix, and the outputs in which it has the frequencies 0, 1, ...."""
     natural = torch.arange(n_fft)
     if isinstance(init, KMatrix):
-        if init.n != n_fft:
-            raise ValueError(f"expected init of n_fft = {n_fft} points, got a KMatrix of {init.n}")
+        if init.in_features != n_fft:
+            raise ValueError(f"expected init of n_fft = {n_fft} points, got a KMatrix of {init.in_features}")
         kind = dtype if init.is_complex else dtype.to_real()
         return _expanded(init, max(width, init.width), max(expansion, init.expansion), kind), natural
     if init == "orthogonal":
@@ -743,7 +743,7 @@ def _expanded(source: KMatrix, width: int, expansion: int, dtype: torch.dtype) -
     map. Were the new places left at zero, the coefficients that join them to the outputs would have no
     gradient.
     """
-    n, size = source.n, padded_size(source.n, expansion)
+    n, size = source.in_features, padded_size(source.in_features, expansion)
     given = source.factors.detach().to(dtype)
     new_stages = size.bit_length() - source.size.bit_length()
     if new_stages:

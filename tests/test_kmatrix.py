@@ -45,6 +45,17 @@ def test_forward_is_the_dense_matrix() -> None:
     torch.testing.assert_close(k(x), x.to(torch.complex128) @ k.to_dense().T)
 
 
+@pytest.mark.parametrize(("n", "out_features", "size"), [(5, 12, 16), (12, 5, 16), (3, 1, 4)])
+def test_rectangular_corner(n: int, out_features: int, size: int) -> None:
+    k = KMatrix(n, out_features=out_features, dtype=torch.float64)
+    assert k.size == size and k.to_dense().shape == (out_features, n)
+    x = torch.randn(2, 3, n, dtype=torch.float64)
+    torch.testing.assert_close(k(x), x @ k.to_dense().T)
+    torch.testing.assert_close(
+        k.to_dense(), KMatrix.from_factors(size, k.factors.detach()).to_dense()[:out_features, :n]
+    )
+
+
 def test_init_from_a_kmatrix_widens_with_the_identity() -> None:
     source = exact.dft(16, bit_reversed=True, dtype=torch.complex128)
     wide = KMatrix(16, width=3, dtype=torch.complex128, init=source)
@@ -115,7 +126,7 @@ def test_param_groups_separate_the_kmatrices() -> None:
         (lambda: KMatrix(4, width=0), "width >= 1"),
         (lambda: KMatrix(4, dtype=torch.float16), "expected dtype in"),
         (lambda: KMatrix(4, init="zeros"), "expected init in .* got 'zeros'"),
-        (lambda: KMatrix(8, init=KMatrix(4)), "n = 4, size 4 and width 1; expected n = 8"),
+        (lambda: KMatrix(8, init=KMatrix(4)), "4 x 4, size 4 and width 1; expected 8 x 8"),
         (lambda: KMatrix(4, init=KMatrix(4, width=2)), "width <= 1"),
         (lambda: KMatrix(4, init=KMatrix(4, dtype=torch.complex64)), "complex dtype"),
         (lambda: KMatrix.from_factors(4, torch.zeros(2, 3, 2, 8)), "N = 4"),
