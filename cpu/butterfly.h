@@ -43,11 +43,11 @@ struct Rows {
 enum class Kind { down, leaf, up };  // strides of B* of several vectors; those within a block of vectors; those of B
 
 // K = `levels` stages of `factor`, on groups of 2^K vectors that lie `stride` apart. A leaf has the strides within
-// vectors too, and those of the next factor if `both`; if `merged`, its two stages of stride 1 are made one.
+// vectors too: down to 1, up from 1 (in the next factor), or both; if `merged`, its two stages of stride 1 are made one.
 struct Pass {
   Kind kind;
   int factor, levels;
-  bool both, merged;
+  bool down, up, merged;
   std::ptrdiff_t stride;
   std::ptrdiff_t packed;  // where its packed coefficients start
 };
@@ -66,9 +66,15 @@ class Product {
   // For the gradients, every pass but the leaves has its own input, and no stages are merged.
   enum class Plan { forward, gradients };
 
-  // `coefficients` are packed, or else (real ones, forward) the factors themselves (F, log2 n, 2, n).
-  Product(Plan plan, const T* coefficients, int n_factors, int log_n)
-      : plan_(plan), coefficients_(coefficients), n_factors_(n_factors), log_n_(log_n), n_(std::ptrdiff_t(1) << log_n) {}
+  // `coefficients` are packed, or else (real ones, forward) the factors themselves (F, log2 n, 2, n). The first factor
+  // is a B*, or with `only_b` the one factor is a B.
+  Product(Plan plan, const T* coefficients, int n_factors, int log_n, bool only_b = false)
+      : plan_(plan),
+        coefficients_(coefficients),
+        n_factors_(n_factors),
+        log_n_(log_n),
+        only_b_(only_b),
+        n_(std::ptrdiff_t(1) << log_n) {}
 
   std::ptrdiff_t n() const { return n_; }
   // Distances in a tile: half a cache line (or more) beyond a power of two, lest neighbours share banks or sets.
@@ -86,9 +92,8 @@ class Product {
 
   // From factors (F, log2 n, 2, n), complex ones interleaved, to the order of the passes.
   void pack(const T* factors, T* packed) const {
-    each_coefficient([&](const Pass& pass, std::ptrdiff_t to, std::ptrdiff_t from, bool merged, std::ptrdiff_t next) {
+    each_coefficient([&](std::ptrdiff_t to, std::ptrdiff_t from, bool merged, std::ptrdiff_t next) {
       V d = load_interleaved(factors + Parts * from), o = load_interleaved(factors + Parts * (from + n_));
-      (void)pass;
       if constexpr (L > 1) {
         if (merged) {
           const V d2 = load_interleaved(factors + Parts * next), o2 = load_interleaved(factors + Parts * (next + n_));
@@ -104,7 +109,7 @@ class Product {
 
   // The reverse, for gradients.
   void unpack(const T* packed, T* factors) const {
-    each_coefficient([&](const Pass&, std::ptrdiff_t from, std::ptrdiff_t to, bool, std::ptrdiff_t) {
+    each_coefficient([&](std::ptrdiff_t from, std::ptrdiff_t to, bool, std::ptrdiff_t) {
       store_interleaved(V::load(packed + from, L), factors + Parts * to);
       store_interleaved(V::load(packed + from + Parts * L, L), factors + Parts * (to + n_));
     });
@@ -180,17 +185,16 @@ class Product {
 
   // Passes of B* at factor f and of the B after it, if any, in order; `size` counts the packed numbers so far.
   int passes_of_pair(int f, Pass* passes, std::ptrdiff_t& size) const {
-    const bool both = f + 1 < n_factors_;
+    const bool has_down = !only_b_, has_up = only_b_ || f + 1 < n_factors_;
     const bool forward = plan_ == Plan::forward;
     const int levels = log_n_ - kLogLanes;
     const int leaf_levels = forward ? (levels < 2 ? levels : 2) : 0;
     int count = 0;
     const auto append = [&](Kind kind, int factor, int k, std::ptrdiff_t stride) {
-      const bool leaf = kind == Kind::leaf, merged = leaf && both && forward && L > 1;
+      const bool leaf = kind == Kind::leaf, merged = leaf && has_down && has_up && forward && L > 1;
       if (k == 0 && kLogLanes == 0 && !forward) return;  // a single lane has no strides within it
-      passes[count++] = {kind, factor, k, leaf && both, merged, stride, size};
-      const int stages = leaf ? (k + kLogLanes) * (both ? 2 : 1) - merged : k;
-      size += stages * 2 * Parts * n_;
+      passes[count++] = {kind, factor, k, leaf && has_down, leaf && has_up, merged, stride, size};
+      size += stage_count(passes[count - 1]) * 2 * Parts * n_;
     };
     int taken[kMaxPasses], groups = 0;
     for (int left = levels - leaf_levels; left > 0; left -= taken[groups++]) {
@@ -199,20 +203,25 @@ class Product {
       taken[groups] = left % 2 == 0 ? 2 : three ? 3 : 1;
     }
     std::ptrdiff_t stride = n_;
-    for (int g = 0; g < groups; ++g) append(Kind::down, f, taken[g], stride >>= taken[g]);
+    for (int g = 0; g < groups; ++g) {
+      stride >>= taken[g];
+      if (has_down) append(Kind::down, f, taken[g], stride);
+    }
     append(Kind::leaf, f, leaf_levels, L);
-    for (int g = groups - 1; both && g >= 0; --g) {
-      append(Kind::up, f + 1, taken[g], stride);
+    for (int g = groups - 1; has_up && g >= 0; --g) {
+      append(Kind::up, f + has_down, taken[g], stride);
       stride <<= taken[g];
     }
     return count;
   }
 
+  static int stage_count(const Pass& pass) {
+    return pass.kind == Kind::leaf ? (pass.levels + kLogLanes) * (pass.down + pass.up) - pass.merged : pass.levels;
+  }
+
   // Numbers of packed coefficients of one group of a pass.
   static std::ptrdiff_t group_size(const Pass& pass) {
-    const int stages =
-        pass.kind == Kind::leaf ? (pass.levels + kLogLanes) * (pass.both ? 2 : 1) - pass.merged : pass.levels;
-    return (std::ptrdiff_t(stages) << pass.levels) * 2 * Parts * L;
+    return (std::ptrdiff_t(stage_count(pass)) << pass.levels) * 2 * Parts * L;
   }
 
   // Packed coefficients of the group at base + offset, offset < stride.
@@ -225,9 +234,9 @@ class Product {
     factor = pass.factor;
     if (pass.kind == Kind::up) return log2_of(pass.stride) + j;
     if (pass.kind == Kind::down) return log_n_ - log2_of(pass.stride) - pass.levels + j;
-    const int down = pass.levels + kLogLanes;
+    const int down = pass.down ? pass.levels + kLogLanes : 0;
     if (j < down) return log_n_ - down + j;
-    factor += 1;
+    factor += pass.down;
     return j - down;
   }
 
@@ -235,7 +244,7 @@ class Product {
     return (std::ptrdiff_t(factor) * log_n_ + stage) * 2 * n_;
   }
 
-  // f(pass, place of the packed diagonal, place in the factors, whether it is merged, place of the stage after it)
+  // f(place of the packed diagonal, place in the factors, whether it is merged, place of the stage after it)
   // for every vector of diagonal coefficients; the off-diagonal ones follow.
   template <typename F>
   void each_coefficient(F&& f) const {
@@ -245,7 +254,7 @@ class Product {
       const int count = passes_of_pair(pair, passes, size);
       for (int p = 0; p < count; ++p) {
         const Pass& pass = passes[p];
-        const int stages = int(group_size(pass) / (2 * Parts * L)) >> pass.levels;
+        const int stages = stage_count(pass);
         const int down = pass.levels + kLogLanes;
         for (int j = 0; j < stages; ++j) {
           int factor, next_factor;
@@ -256,7 +265,7 @@ class Product {
             for (std::ptrdiff_t offset = 0; offset < pass.stride; offset += L)
               for (int q = 0; q < 1 << pass.levels; ++q) {
                 const std::ptrdiff_t i = base + offset + q * pass.stride;
-                f(pass, group_start(pass, base, offset) + ((j << pass.levels) + q) * 2 * Parts * L, from + i, merged,
+                f(group_start(pass, base, offset) + ((j << pass.levels) + q) * 2 * Parts * L, from + i, merged,
                   from_next + i);
               }
         }
@@ -413,8 +422,8 @@ class Product {
     }
   }
 
-  // A block of 2^K vectors: strides down to 1 and, with Both, up again in the next factor.
-  template <int K, int B, bool Both, bool Merged, typename C>
+  // A block of 2^K vectors: strides down to 1, up from 1 (in the next factor), or both.
+  template <int K, int B, bool Down, bool Up, bool Merged, typename C>
   static KALEIDO_INLINE void leaf_group(const C& c, std::ptrdiff_t i, Rows<T> x, Rows<T> y, int r0, bool real_input) {
     V v[B][1 << K];
     if (Parts == 2 && real_input) {
@@ -428,10 +437,12 @@ class Product {
     } else {
       load_group<K, B>(x, r0, i, L, v);
     }
-    constexpr int down = K + kLogLanes;
-    unrolled<K>([&](auto j) { group_stage<K, B>(c, j, pair_bit<K>(Kind::down, j), v, v); });
-    unrolled<kLogLanes>([&](auto j) { lane_stage<(L >> 1 >> decltype(j)::value), K, B>(c, K + j, v); });
-    if constexpr (Both) {
+    constexpr int down = Down ? K + kLogLanes : 0;
+    if constexpr (Down) {
+      unrolled<K>([&](auto j) { group_stage<K, B>(c, j, pair_bit<K>(Kind::down, j), v, v); });
+      unrolled<kLogLanes>([&](auto j) { lane_stage<(L >> 1 >> decltype(j)::value), K, B>(c, K + j, v); });
+    }
+    if constexpr (Up) {
       unrolled<kLogLanes - Merged>([&](auto j) { lane_stage<(1 << Merged << decltype(j)::value), K, B>(c, down + j, v); });
       unrolled<K>([&](auto j) {
         group_stage<K, B>(c, down + kLogLanes - Merged + j, pair_bit<K>(Kind::up, j), v, v);
@@ -440,23 +451,23 @@ class Product {
     store_group<K, B>(v, y, r0, i, L);
   }
 
-  template <int K, bool Both, bool Packed>
+  template <int K, bool Down, bool Up, bool Packed>
   void leaf(const Pass& pass, std::ptrdiff_t i, Rows<T> x, Rows<T> y, int rows, bool real_input) const {
-    constexpr int kStages = (K + kLogLanes) * (Both ? 2 : 1);
+    constexpr int kStages = (K + kLogLanes) * (Down + Up);
     const T* stages[kStages + 1];
     if (!Packed) stage_pointers(pass, kStages, i, stages);
     const Coefficients<K, Packed> c{Packed ? coefficients_ + group_start(pass, i, 0) : nullptr, stages, L, n_};
-    if constexpr (Packed && Both && L > 1) {
-      if (pass.merged) return leaf_rows<K, Both, true>(c, i, x, y, rows, real_input);
+    if constexpr (Packed && Down && Up && L > 1) {
+      if (pass.merged) return leaf_rows<K, Down, Up, true>(c, i, x, y, rows, real_input);
     }
-    leaf_rows<K, Both, false>(c, i, x, y, rows, real_input);
+    leaf_rows<K, Down, Up, false>(c, i, x, y, rows, real_input);
   }
 
-  template <int K, bool Both, bool Merged, typename C>
+  template <int K, bool Down, bool Up, bool Merged, typename C>
   void leaf_rows(const C& c, std::ptrdiff_t i, Rows<T> x, Rows<T> y, int rows, bool real_input) const {
     int r = 0;
-    for (; r + kBlock <= rows; r += kBlock) leaf_group<K, kBlock, Both, Merged>(c, i, x, y, r, real_input);
-    for (; r < rows; ++r) leaf_group<K, 1, Both, Merged>(c, i, x, y, r, real_input);
+    for (; r + kBlock <= rows; r += kBlock) leaf_group<K, kBlock, Down, Up, Merged>(c, i, x, y, r, real_input);
+    for (; r < rows; ++r) leaf_group<K, 1, Down, Up, Merged>(c, i, x, y, r, real_input);
   }
 
   // One pass on the places base, ..., base + (stride << levels) - 1.
@@ -464,14 +475,11 @@ class Product {
   void run(const Pass& pass, std::ptrdiff_t base, Rows<T> x, Rows<T> y, int rows, bool real_input) const {
     if (pass.kind == Kind::leaf) {
       if (pass.levels == 0)
-        pass.both ? leaf<0, true, Packed>(pass, base, x, y, rows, real_input)
-                  : leaf<0, false, Packed>(pass, base, x, y, rows, real_input);
+        any_leaf<0, Packed>(pass, base, x, y, rows, real_input);
       else if (pass.levels == 1)
-        pass.both ? leaf<1, true, Packed>(pass, base, x, y, rows, real_input)
-                  : leaf<1, false, Packed>(pass, base, x, y, rows, real_input);
+        any_leaf<1, Packed>(pass, base, x, y, rows, real_input);
       else
-        pass.both ? leaf<2, true, Packed>(pass, base, x, y, rows, real_input)
-                  : leaf<2, false, Packed>(pass, base, x, y, rows, real_input);
+        any_leaf<2, Packed>(pass, base, x, y, rows, real_input);
     } else if (pass.kind == Kind::down) {
       if constexpr (Parts == 2) {
         if (real_input) return any_columns<Kind::down, true, Packed>(pass, base, x, y, rows);
@@ -480,6 +488,16 @@ class Product {
     } else {
       any_columns<Kind::up, false, Packed>(pass, base, x, y, rows);
     }
+  }
+
+  template <int K, bool Packed>
+  void any_leaf(const Pass& pass, std::ptrdiff_t i, Rows<T> x, Rows<T> y, int rows, bool real_input) const {
+    if (pass.down && pass.up)
+      leaf<K, true, true, Packed>(pass, i, x, y, rows, real_input);
+    else if (pass.down)
+      leaf<K, true, false, Packed>(pass, i, x, y, rows, real_input);
+    else if constexpr (Packed)
+      leaf<K, false, true, Packed>(pass, i, x, y, rows, real_input);
   }
 
   template <Kind kind, bool RealInput, bool Packed>
@@ -497,12 +515,17 @@ class Product {
   template <bool Packed>
   void block(const Pass* down, const Pass* up, std::ptrdiff_t base, Rows<T> x, Rows<T> tile, Rows<T> y, int rows,
              bool real_input) const {
-    if (down->kind == Kind::leaf) return run<Packed>(*down, base, x, y, rows, real_input);
-    run<Packed>(*down, base, x, tile, rows, real_input);
-    const bool both = up->kind == Kind::up;
-    for (int q = 0; q < 1 << down->levels; ++q)
-      block<Packed>(down + 1, both ? up - 1 : up, base + q * down->stride, tile, tile, both ? tile : y, rows, false);
-    if (both) run<Packed>(*up, base, tile, y, rows, false);
+    if (down == up) return run<Packed>(*down, base, x, y, rows, real_input);  // the leaf
+    const bool has_down = down->kind == Kind::down, has_up = up->kind == Kind::up;
+    if (has_down) {
+      run<Packed>(*down, base, x, tile, rows, real_input);
+      x = tile;
+      real_input = false;
+    }
+    const Pass& outer = has_down ? *down : *up;
+    for (int q = 0; q < 1 << outer.levels; ++q)
+      block<Packed>(down + has_down, up - has_up, base + q * outer.stride, x, tile, has_up ? tile : y, rows, real_input);
+    if (has_up) run<Packed>(*up, base, tile, y, rows, false);
   }
 
   // --- backward passes ---
@@ -510,9 +533,14 @@ class Product {
   template <bool WithGradients>
   void run_backward(const Pass& pass, Rows<T> x, Rows<T> grad, T* gradients, int rows) const {
     if (pass.kind == Kind::leaf) {
-      if constexpr (L > 1)
-        pass.both ? backward_lanes<true, WithGradients>(pass, x, grad, gradients, rows)
-                  : backward_lanes<false, WithGradients>(pass, x, grad, gradients, rows);
+      if constexpr (L > 1) {
+        if (pass.down && pass.up)
+          backward_lanes<true, true, WithGradients>(pass, x, grad, gradients, rows);
+        else if (pass.down)
+          backward_lanes<true, false, WithGradients>(pass, x, grad, gradients, rows);
+        else
+          backward_lanes<false, true, WithGradients>(pass, x, grad, gradients, rows);
+      }
     } else if (pass.levels == 1) {
       pass.kind == Kind::down ? backward_columns<1, Kind::down, WithGradients>(pass, x, grad, gradients, rows)
                               : backward_columns<1, Kind::up, WithGradients>(pass, x, grad, gradients, rows);
@@ -593,11 +621,17 @@ class Product {
     }
   }
 
-  // Stages within vectors, backwards: those of B* and, with Both, those of the B after it.
-  template <bool Both, bool WithGradients>
+  // The stride within a vector of stage s of `Down` stages of B* and those of a B after them.
+  template <int Down>
+  static constexpr int lane_stride(int s) {
+    return s < Down ? 1 << (Down - 1 - s) : 1 << (s - Down);
+  }
+
+  // Stages within vectors, backwards: those of B*, of a B, or of both.
+  template <bool Down, bool Up, bool WithGradients>
   void backward_lanes(const Pass& pass, Rows<T> x, Rows<T> grad, T* gradients, int rows) const {
     static_assert(L > 1, "a single lane has no strides within it");
-    constexpr int kStages = Both ? 2 * kLogLanes : kLogLanes;
+    constexpr int kStages = kLogLanes * (Down + Up), kDown = Down ? kLogLanes : 0;
     V input[kStages][kMaxTile], g[kMaxTile];
     std::ptrdiff_t start = pass.packed;
     for (std::ptrdiff_t i = 0; i < n_; i += L, start += kStages * 2 * Parts * L) {
@@ -609,7 +643,7 @@ class Product {
       if constexpr (WithGradients) {
         unrolled<kStages - 1>([&](auto t) {
           constexpr int s = decltype(t)::value;
-          constexpr int stride = s < kLogLanes ? 1 << (kLogLanes - 1 - s) : 1 << (s - kLogLanes);
+          constexpr int stride = lane_stride<kDown>(s);
           const V d = c.diagonal(s, 0), o = c.off_diagonal(s, 0);
           for (int r = 0; r < rows; ++r)
             input[s + 1][r] = mul_add(o, input[s][r].template swap<stride>(), mul(d, input[s][r]));
@@ -617,7 +651,7 @@ class Product {
       }
       unrolled<kStages>([&](auto t) {
         constexpr int s = kStages - 1 - decltype(t)::value;
-        constexpr int stride = s < kLogLanes ? 1 << (kLogLanes - 1 - s) : 1 << (s - kLogLanes);
+        constexpr int stride = lane_stride<kDown>(s);
         const V d = conj(c.diagonal(s, 0)), o = conj(c.off_diagonal(s, 0)).template swap<stride>();
         V sum_d = V::zero(), sum_o = V::zero();
         for (int r = 0; r < rows; ++r) {
@@ -641,6 +675,7 @@ class Product {
   Plan plan_;
   const T* coefficients_;
   int n_factors_, log_n_;
+  bool only_b_;
   std::ptrdiff_t n_;
 };
 

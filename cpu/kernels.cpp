@@ -2,34 +2,17 @@
 
 #include "kernels.h"
 
-#include <cstdlib>
 #include <new>
 #include <type_traits>
 
 #include "butterfly.h"
+#include "scratch.h"
+#include "spectrum.h"
 #include "storage.h"
 
 namespace kaleido {
 namespace KALEIDO_ISA {
 namespace {
-
-// Scratch memory of one thread, freed at the end of the block; lines up with cache lines.
-template <typename T>
-class Scratch {
- public:
-  explicit Scratch(std::ptrdiff_t count) {
-    const std::size_t bytes = (std::size_t(count) * sizeof(T) + 63) / 64 * 64;
-    data_ = static_cast<T*>(std::aligned_alloc(64, bytes ? bytes : 64));
-    if (!data_) std::abort();
-  }
-  ~Scratch() { std::free(data_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  T* get() const { return data_; }
-
- private:
-  T* data_;
-};
 
 template <typename T, typename Stored>
 void load_as(const Vectors& v, std::int64_t first, int count, std::ptrdiff_t n, Rows<T> tile, bool imaginary) {
@@ -142,8 +125,8 @@ int backward_rows(const P& product, std::size_t row_bytes) {
 template <typename T, typename P>
 class Checkpoints {
  public:
-  Checkpoints(const P& product, int rows, bool with_output)
-      : count_(product.pass_count() + with_output),
+  Checkpoints(const P& product, int rows)
+      : count_(product.pass_count()),
         size_(rows * product.tile_row()),
         memory_((count_ + 1) * size_),
         rows_(count_) {
@@ -152,7 +135,6 @@ class Checkpoints {
     grad = {memory_.get() + count_ * size_, product.tile_row(), product.tile_plane()};
   }
   const Rows<T>* get() const { return rows_.get(); }
-  Rows<T> output() const { return rows_.get()[count_ - 1]; }
 
   Rows<T> grad;
 
@@ -168,7 +150,7 @@ void backward(const Backward& args, std::int64_t begin, std::int64_t end) {
   with_product<T, Parts>(true, args.factors, [&](const auto& product) {
     const std::ptrdiff_t n = product.n();
     const int tile_rows = smaller(backward_rows(product, product.tile_row() * sizeof(T)), end - begin);
-    Checkpoints<T, std::decay_t<decltype(product)>> checkpoints(product, tile_rows, false);
+    Checkpoints<T, std::decay_t<decltype(product)>> checkpoints(product, tile_rows);
     for (std::int64_t first = begin; first < end; first += tile_rows) {
       const int rows = smaller(tile_rows, end - first);
       load_rows(args.grad, first, rows, n, checkpoints.grad, Parts == 2);
@@ -197,24 +179,38 @@ void load_frames(const PowerSpectrum& args, std::int64_t first, int count, std::
   }
 }
 
+// Calls f with a Spectrum of as many lanes as fit n.
+template <typename T, typename F>
+void with_spectrum(bool gradients, const Factors& factors, const std::int64_t* rows, std::int64_t n_rows, F&& f) {
+  const T* data = static_cast<const T*>(factors.data);
+  const auto call = [&](auto lanes) {
+    using S = Spectrum<T, decltype(lanes)::value>;
+    f(S(gradients ? S::Plan::gradients : S::Plan::forward, data, factors.n_factors, factors.log_n, rows, n_rows));
+  };
+  if (std::ptrdiff_t(1) << factors.log_n >= kLanes<T>)
+    call(std::integral_constant<int, kLanes<T>>());
+  else
+    call(std::integral_constant<int, 1>());
+}
+
 template <typename T>
 void power_spectrum(const PowerSpectrum& args, std::int64_t begin, std::int64_t end) {
-  with_product<T, 2>(false, args.factors, [&](const auto& product) {
-    const std::ptrdiff_t n = product.n();
+  with_spectrum<T>(false, args.factors, args.rows, args.n_rows, [&](const auto& spectrum) {
+    const auto& product = spectrum.main();
     const int tile_rows = smaller(product.tile_rows(), end - begin);
-    Scratch<T> scratch(tile_rows * product.tile_row());
-    const Rows<T> tile{scratch.get(), product.tile_row(), product.tile_plane()};
+    const Scratch<T> tile_memory(tile_rows * product.tile_row()), output_memory(tile_rows * spectrum.output_row());
+    const Rows<T> tile{tile_memory.get(), product.tile_row(), product.tile_plane()};
+    const Rows<T> outputs{output_memory.get(), spectrum.output_row(), spectrum.output_plane()};
     for (std::int64_t first = begin; first < end; first += tile_rows) {
       const int rows = smaller(tile_rows, end - first);
-      load_frames(args, first, rows, n, tile);
-      product.forward(tile, tile, tile, rows, true);
+      load_frames(args, first, rows, product.n(), tile);
+      spectrum.forward(tile, outputs, rows);
       for (int r = 0; r < rows; ++r) {
-        const T *real = tile.at(r, 0), *imag = real + tile.plane;
+        T *real = outputs.at(r, 0), *imag = real + outputs.plane;
         T* to = static_cast<T*>(args.power) + (first + r) * args.n_rows;
-        for (std::int64_t k = 0; k < args.n_rows; ++k) {
-          const std::int64_t i = args.rows[k];
-          to[k] = real[i] * real[i] + imag[i] * imag[i];
-        }
+        // All of them at once: what is not used costs less than to pick real and imaginary parts one by one.
+        for (std::ptrdiff_t i = 0; i < spectrum.output_count(); ++i) real[i] = real[i] * real[i] + imag[i] * imag[i];
+        for (std::int64_t k = 0; k < args.n_rows; ++k) to[k] = real[spectrum.places()[k]];
       }
     }
   });
@@ -223,35 +219,47 @@ void power_spectrum(const PowerSpectrum& args, std::int64_t begin, std::int64_t 
 template <typename T>
 void power_spectrum_backward(const PowerSpectrumBackward& args, std::int64_t begin, std::int64_t end) {
   const PowerSpectrum& forward = args.forward;
-  with_product<T, 2>(true, forward.factors, [&](const auto& product) {
+  with_spectrum<T>(true, forward.factors, forward.rows, forward.n_rows, [&](const auto& spectrum) {
+    const auto& product = spectrum.main();
     const std::ptrdiff_t n = product.n();
     const int tile_rows = smaller(backward_rows(product, product.tile_row() * sizeof(T)), end - begin);
-    Checkpoints<T, std::decay_t<decltype(product)>> checkpoints(product, tile_rows, true);
+    const int count = spectrum.checkpoint_count();
+    const Scratch<T> memory(tile_rows * (count + 2) * product.tile_row());
+    T* free = memory.get();
+    const auto allocate = [&](std::ptrdiff_t row) {
+      T* here = free;
+      free += tile_rows * row;
+      return here;
+    };
+    const Scratch<Rows<T>> checkpoints(count);
+    spectrum.place_checkpoints(checkpoints.get(), allocate);
+    const Rows<T> frames = checkpoints.get()[0], outputs = checkpoints.get()[count - 1];
+    const Rows<T> frame_grad{allocate(frames.row), frames.row, frames.plane};
+    const Rows<T> output_grad{allocate(outputs.row), outputs.row, outputs.plane};
     const T* window = static_cast<const T*>(forward.window);
     for (std::int64_t first = begin; first < end; first += tile_rows) {
       const int rows = smaller(tile_rows, end - first);
-      load_frames(forward, first, rows, n, checkpoints.get()[0]);
+      load_frames(forward, first, rows, n, frames);
+      for (int r = 0; r < rows; ++r)
+        for (std::ptrdiff_t i = 0; i < n; ++i) frames.at(r, frames.plane)[i] = T(0);
+      spectrum.forward_with_checkpoints(checkpoints.get(), rows);
       for (int r = 0; r < rows; ++r) {
-        T* imag = checkpoints.get()[0].at(r, product.tile_plane());
-        for (std::ptrdiff_t i = 0; i < n; ++i) imag[i] = T(0);
-      }
-      product.forward_with_checkpoints(checkpoints.get(), rows, true);
-      for (int r = 0; r < rows; ++r) {
-        const T *real = checkpoints.output().at(r, 0), *imag = real + product.tile_plane();
-        T *real_grad = checkpoints.grad.at(r, 0), *imag_grad = real_grad + product.tile_plane();
-        for (std::ptrdiff_t i = 0; i < product.tile_row(); ++i) real_grad[i] = T(0);
+        const T *real = outputs.at(r, 0), *imag = real + outputs.plane;
+        T *real_grad = output_grad.at(r, 0), *imag_grad = real_grad + outputs.plane;
+        for (std::ptrdiff_t i = 0; i < outputs.row; ++i) real_grad[i] = T(0);
         const T* grad = static_cast<const T*>(args.grad) + (first + r) * forward.n_rows;
         for (std::int64_t k = 0; k < forward.n_rows; ++k) {
-          const std::int64_t i = forward.rows[k];
+          const std::ptrdiff_t i = spectrum.places()[k];
           real_grad[i] += 2 * grad[k] * real[i];
           imag_grad[i] += 2 * grad[k] * imag[i];
         }
       }
-      product.backward(checkpoints.get(), checkpoints.grad, static_cast<T*>(args.factors_grad), rows);
+      const Rows<T> result = spectrum.backward(checkpoints.get(), output_grad, frame_grad,
+                                               static_cast<T*>(args.factors_grad), rows);
       for (int r = 0; r < rows; ++r) {
         const std::int64_t b = (first + r) / forward.frames, t = (first + r) % forward.frames;
         const std::int64_t start = b * forward.waveform_row + t * forward.hop;
-        const T* grad = checkpoints.grad.at(r, 0);
+        const T* grad = result.at(r, 0);
         if (args.waveform_grad) {
           T* to = static_cast<T*>(args.waveform_grad) + (start - args.first_sample);
           for (std::ptrdiff_t i = 0; i < forward.frame_length; ++i) to[i] += grad[i] * window[i];
@@ -282,6 +290,21 @@ void unpack(const Factors& packed, void* factors) {
   });
 }
 
+template <typename T, bool Gradients>
+void pack_spectrum(const Factors& factors, const std::int64_t* rows, std::int64_t n_rows, void* packed) {
+  with_spectrum<T>(Gradients, factors, rows, n_rows, [&](const auto& spectrum) {
+    spectrum.pack(static_cast<const T*>(factors.data), static_cast<T*>(packed));
+  });
+}
+
+template <typename T>
+void unpack_spectrum(const Factors& factors, const std::int64_t* rows, std::int64_t n_rows, const void* sums,
+                     void* factors_grad) {
+  with_spectrum<T>(true, factors, rows, n_rows, [&](const auto& spectrum) {
+    spectrum.unpack(static_cast<const T*>(factors.data), static_cast<const T*>(sums), static_cast<T*>(factors_grad));
+  });
+}
+
 template <typename T>
 constexpr TypedKernels typed_kernels() {
   return {{multiply<T, 1>, multiply<T, 2>},
@@ -290,7 +313,9 @@ constexpr TypedKernels typed_kernels() {
           power_spectrum_backward<T>,
           {pack<T, 1, false>, pack<T, 2, false>},
           {pack<T, 1, true>, pack<T, 2, true>},
-          {unpack<T, 1>, unpack<T, 2>}};
+          {unpack<T, 1>, unpack<T, 2>},
+          {pack_spectrum<T, false>, pack_spectrum<T, true>},
+          unpack_spectrum<T>};
 }
 
 #define KALEIDO_STRING(x) #x

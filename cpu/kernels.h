@@ -41,8 +41,8 @@ struct PowerSpectrum {
   std::int64_t frame_length;
   const std::int64_t* rows;  // outputs used
   std::int64_t n_rows;
-  Factors factors;
-  void* power;  // (batch, frames, n_rows)
+  Factors factors;           // complex, packed by `pack_spectrum`
+  void* power;               // (batch, frames, n_rows)
 };
 
 struct PowerSpectrumBackward {
@@ -52,7 +52,7 @@ struct PowerSpectrumBackward {
   // all waveforms.
   void* waveform_grad;
   std::int64_t first_sample;
-  void *window_grad, *factors_grad;  // the latter packed
+  void *window_grad, *factors_grad;  // the latter for `unpack_spectrum`
 };
 
 // Each works on the vectors (or frames) begin, ..., end - 1 of all, in one thread.
@@ -67,6 +67,10 @@ struct TypedKernels {
   void (*pack_forward[2])(const Factors&, void* packed);
   void (*pack_backward[2])(const Factors&, void* packed);
   void (*unpack_backward[2])(const Factors& packed, void* factors);
+  // The same for power spectra (for forward, for backward, back), which depends on the outputs used.
+  void (*pack_spectrum[2])(const Factors&, const std::int64_t* rows, std::int64_t n_rows, void* packed);
+  void (*unpack_spectrum)(const Factors&, const std::int64_t* rows, std::int64_t n_rows, const void* sums,
+                          void* factors_grad);
 };
 
 struct Kernels {

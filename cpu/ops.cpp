@@ -116,7 +116,6 @@ class Buffer {
     STD_TORCH_CHECK(data_ != nullptr, "out of memory: ", bytes, " bytes");
     return data_.get();
   }
-  char* get() const { return data_.get(); }
 
  private:
   struct Free {
@@ -125,7 +124,7 @@ class Buffer {
   std::unique_ptr<char, Free> data_;
 };
 
-enum class Packing { forward, backward, none };
+enum class Packing { forward, backward };
 
 // Checked factors, packed for the kernels.
 struct PackedFactors {
@@ -141,12 +140,15 @@ struct PackedFactors {
     complex = is_complex(type);
   }
   void pack(Packing packing) {
-    if (packing == Packing::none) return;
-    char* packed = memory_.allocate(numbers() * element_bytes(tensor));
     const TypedKernels& kernels = kernels_for(tensor);
-    (packing == Packing::forward ? kernels.pack_forward : kernels.pack_backward)[complex](factors, packed);
-    factors.data = packed;
-    factors.packed = true;
+    replace([&](void* packed) {
+      (packing == Packing::forward ? kernels.pack_forward : kernels.pack_backward)[complex](factors, packed);
+    });
+  }
+  // For power spectra of the outputs `rows`.
+  void pack(Packing packing, const std::int64_t* rows, std::int64_t n_rows) {
+    const auto pack = kernels_for(tensor).pack_spectrum[packing == Packing::backward];
+    replace([&](void* packed) { pack(factors, rows, n_rows, packed); });
   }
   std::int64_t numbers() const { return (complex ? 4 : 2) * n * factors.n_factors * factors.log_n; }
   // What one vector costs, in multiplications and additions.
@@ -158,6 +160,13 @@ struct PackedFactors {
   bool complex;
 
  private:
+  template <typename F>
+  void replace(F&& pack) {
+    char* packed = memory_.allocate(numbers() * element_bytes(tensor));
+    pack(packed);
+    factors.data = packed;
+    factors.packed = true;
+  }
   Buffer memory_;
 };
 
@@ -262,7 +271,7 @@ Tensor butterfly(Tensor x, Tensor factors, std::int64_t out_features) {
   if (in.count == 0) return y;
   const VectorsOf out(y);
   // To rearrange the coefficients costs about what it saves on three vectors.
-  packed.pack(packed.complex || in.count > 3 ? Packing::forward : Packing::none);
+  if (packed.complex || in.count > 3) packed.pack(Packing::forward);
   const kaleido::Multiply args{in.vectors, out.vectors, packed.factors};
   const auto kernel = kernels_for(factors).multiply[packed.complex];
   for_chunks(chunk_count(in.count, packed.work()), in.count,
@@ -280,8 +289,8 @@ std::tuple<Tensor, Tensor> butterfly_backward(Tensor grad, Tensor x, Tensor fact
   Tensor x_result = x_grad ? empty_as(x) : nothing_like(x);
   const int chunks = chunk_count(in.count, 3 * packed.work());
   ChunkSums sums(chunks, factors_grad ? packed.numbers() : 0, element_bytes(factors));
-  packed.pack(Packing::backward);
   if (in.count && (x_grad || factors_grad)) {
+    packed.pack(Packing::backward);
     kaleido::Backward args{in.vectors, out.vectors, {}, packed.factors, nullptr};
     if (x_grad) args.x_grad = VectorsOf(x_result).vectors;
     const auto kernel = kernels_for(factors).backward[packed.complex];
@@ -328,10 +337,11 @@ struct FramesOf {
 
 Tensor power_spectrum(Tensor waveform, Tensor window, Tensor factors, Tensor rows, std::int64_t hop) {
   PackedFactors packed(factors);
-  packed.pack(Packing::forward);
   FramesOf frames(waveform, window, packed, rows, hop);
   Tensor power = empty_tensor({waveform.size(0), frames.args.frames, frames.args.n_rows}, waveform);
   if (frames.count == 0) return power;
+  packed.pack(Packing::forward, frames.args.rows, frames.args.n_rows);
+  frames.args.factors = packed.factors;
   frames.args.power = power.mutable_data_ptr();
   const auto kernel = kernels_for(factors).power_spectrum;
   for_chunks(chunk_count(frames.count, packed.work()), frames.count,
@@ -343,9 +353,9 @@ std::tuple<Tensor, Tensor, Tensor> power_spectrum_backward(Tensor grad, Tensor w
                                                            Tensor factors, Tensor rows, std::int64_t hop,
                                                            bool waveform_grad, bool window_grad, bool factors_grad) {
   PackedFactors packed(factors);
-  packed.pack(Packing::backward);
   FramesOf frames(waveform, window, packed, rows, hop);
-  const kaleido::PowerSpectrum& args = frames.args;
+  const Factors unpacked = packed.factors;
+  kaleido::PowerSpectrum& args = frames.args;
   const Tensor given = torch::stable::contiguous(grad);
   STD_TORCH_CHECK(given.numel() == frames.count * args.n_rows &&
                       given.scalar_type() == waveform.scalar_type(),
@@ -364,6 +374,8 @@ std::tuple<Tensor, Tensor, Tensor> power_spectrum_backward(Tensor grad, Tensor w
   std::vector<Samples> samples(chunks);
   const auto kernel = kernels_for(factors).power_spectrum_backward;
   if (frames.count) {
+    packed.pack(Packing::backward, args.rows, args.n_rows);
+    args.factors = packed.factors;
     for_chunks(chunks, frames.count, [&](int chunk, std::int64_t begin, std::int64_t end) {
       kaleido::PowerSpectrumBackward own{args, given.const_data_ptr(), nullptr, 0, nullptr, nullptr};
       if (waveform_grad) {
@@ -396,7 +408,13 @@ std::tuple<Tensor, Tensor, Tensor> power_spectrum_backward(Tensor grad, Tensor w
     std::copy_n(static_cast<const char*>(window_sums.sum()), length * bytes,
                 static_cast<char*>(window_result.mutable_data_ptr()));
   }
-  return {waveform_result, window_result, factors_grad ? factors_grad_tensor(packed, factor_sums) : nothing_like(factors)};
+  Tensor factors_result = nothing_like(factors);
+  if (factors_grad) {
+    factors_result = empty_as(packed.tensor);
+    kernels_for(factors).unpack_spectrum(unpacked, args.rows, args.n_rows, factor_sums.sum(),
+                                         factors_result.mutable_data_ptr());
+  }
+  return {waveform_result, window_result, factors_result};
 }
 
 }  // namespace
