@@ -43,7 +43,7 @@ struct Rows {
 enum class Kind { down, leaf, up };  // strides of B* of several vectors; those within a block of vectors; those of B
 
 // K = `levels` stages of `factor`, on groups of 2^K vectors that lie `stride` apart. A leaf has the strides within
-// vectors too: down to 1, up from 1 (in the next factor), or both; if `merged`, its two stages of stride 1 are made one.
+// vectors too: down to 1, up from 1 (in the next factor), or both; if `merged`, its two stages of stride 1 are one.
 struct Pass {
   Kind kind;
   int factor, levels;
@@ -67,12 +67,13 @@ class Product {
   enum class Plan { forward, gradients };
 
   // `coefficients` are packed, or else (real ones, forward) the factors themselves (F, log2 n, 2, n). The first factor
-  // is a B*, or with `only_b` the one factor is a B.
-  Product(Plan plan, const T* coefficients, int n_factors, int log_n, bool only_b = false)
+  // is a B*, or with `only_b` the one factor is a B. Leaves take up to `leaf_levels` strides of several vectors.
+  Product(Plan plan, const T* coefficients, int n_factors, int log_n, bool only_b = false, int leaf_levels = 2)
       : plan_(plan),
         coefficients_(coefficients),
         n_factors_(n_factors),
         log_n_(log_n),
+        leaf_levels_(plan == Plan::forward ? leaf_levels : 0),
         only_b_(only_b),
         n_(std::ptrdiff_t(1) << log_n) {}
 
@@ -180,6 +181,8 @@ class Product {
 
  private:
   friend struct Profiler;  // of benchmarks/passes.cpp
+  template <typename, int>
+  friend class Spectrum;
 
   // --- passes and their coefficients ---
 
@@ -188,7 +191,7 @@ class Product {
     const bool has_down = !only_b_, has_up = only_b_ || f + 1 < n_factors_;
     const bool forward = plan_ == Plan::forward;
     const int levels = log_n_ - kLogLanes;
-    const int leaf_levels = forward ? (levels < 2 ? levels : 2) : 0;
+    const int leaf_levels = levels < leaf_levels_ ? levels : leaf_levels_;
     int count = 0;
     const auto append = [&](Kind kind, int factor, int k, std::ptrdiff_t stride) {
       const bool leaf = kind == Kind::leaf, merged = leaf && has_down && has_up && forward && L > 1;
@@ -422,32 +425,44 @@ class Product {
     }
   }
 
-  // A block of 2^K vectors: strides down to 1, up from 1 (in the next factor), or both.
+  template <int K, int B>
+  static KALEIDO_INLINE void load_leaf(Rows<T> x, int r0, std::ptrdiff_t i, bool real_input, V (&v)[B][1 << K]) {
+    if (Parts == 1 || !real_input) return load_group<K, B>(x, r0, i, L, v);
+#pragma GCC unroll 8
+    for (int r = 0; r < B; ++r)
+#pragma GCC unroll 8
+      for (int q = 0; q < 1 << K; ++q) {
+        v[r][q] = V::zero();
+        v[r][q].part[0] = Value<T, L, 1>::load(x.at(r0 + r, i + q * L), 0).part[0];
+      }
+  }
+
+  // The strides of a block of 2^K vectors down to 1, which are the stages from 0 on.
+  template <int K, int B, typename C>
+  static KALEIDO_INLINE void leaf_down(const C& c, V (&v)[B][1 << K]) {
+    unrolled<K>([&](auto j) KALEIDO_ALWAYS_INLINE { group_stage<K, B>(c, j, pair_bit<K>(Kind::down, j), v, v); });
+    unrolled<kLogLanes>([&](auto j) KALEIDO_ALWAYS_INLINE {
+      lane_stage<(L >> 1 >> decltype(j)::value), K, B>(c, K + j, v);
+    });
+  }
+
+  // Up again from 1 (from 2 if Merged), which are the stages from `first` on.
+  template <int K, int B, bool Merged, typename C>
+  static KALEIDO_INLINE void leaf_up(const C& c, int first, V (&v)[B][1 << K]) {
+    unrolled<kLogLanes - Merged>([&](auto j) KALEIDO_ALWAYS_INLINE {
+      lane_stage<(1 << Merged << decltype(j)::value), K, B>(c, first + j, v);
+    });
+    unrolled<K>([&](auto j) KALEIDO_ALWAYS_INLINE {
+      group_stage<K, B>(c, first + kLogLanes - Merged + j, pair_bit<K>(Kind::up, j), v, v);
+    });
+  }
+
   template <int K, int B, bool Down, bool Up, bool Merged, typename C>
   static KALEIDO_INLINE void leaf_group(const C& c, std::ptrdiff_t i, Rows<T> x, Rows<T> y, int r0, bool real_input) {
     V v[B][1 << K];
-    if (Parts == 2 && real_input) {
-#pragma GCC unroll 8
-      for (int r = 0; r < B; ++r)
-#pragma GCC unroll 8
-        for (int q = 0; q < 1 << K; ++q) {
-          v[r][q] = V::zero();
-          v[r][q].part[0] = Value<T, L, 1>::load(x.at(r0 + r, i + q * L), 0).part[0];
-        }
-    } else {
-      load_group<K, B>(x, r0, i, L, v);
-    }
-    constexpr int down = Down ? K + kLogLanes : 0;
-    if constexpr (Down) {
-      unrolled<K>([&](auto j) { group_stage<K, B>(c, j, pair_bit<K>(Kind::down, j), v, v); });
-      unrolled<kLogLanes>([&](auto j) { lane_stage<(L >> 1 >> decltype(j)::value), K, B>(c, K + j, v); });
-    }
-    if constexpr (Up) {
-      unrolled<kLogLanes - Merged>([&](auto j) { lane_stage<(1 << Merged << decltype(j)::value), K, B>(c, down + j, v); });
-      unrolled<K>([&](auto j) {
-        group_stage<K, B>(c, down + kLogLanes - Merged + j, pair_bit<K>(Kind::up, j), v, v);
-      });
-    }
+    load_leaf<K, B>(x, r0, i, real_input, v);
+    if constexpr (Down) leaf_down<K, B>(c, v);
+    if constexpr (Up) leaf_up<K, B, Merged>(c, Down ? K + kLogLanes : 0, v);
     store_group<K, B>(v, y, r0, i, L);
   }
 
@@ -524,7 +539,8 @@ class Product {
     }
     const Pass& outer = has_down ? *down : *up;
     for (int q = 0; q < 1 << outer.levels; ++q)
-      block<Packed>(down + has_down, up - has_up, base + q * outer.stride, x, tile, has_up ? tile : y, rows, real_input);
+      block<Packed>(down + has_down, up - has_up, base + q * outer.stride, x, tile, has_up ? tile : y, rows,
+                    real_input);
     if (has_up) run<Packed>(*up, base, tile, y, rows, false);
   }
 
@@ -674,7 +690,7 @@ class Product {
 
   Plan plan_;
   const T* coefficients_;
-  int n_factors_, log_n_;
+  int n_factors_, log_n_, leaf_levels_;
   bool only_b_;
   std::ptrdiff_t n_;
 };

@@ -128,7 +128,8 @@ enum class Packing { forward, backward };
 
 // Checked factors, packed for the kernels.
 struct PackedFactors {
-  explicit PackedFactors(const Tensor& given) : tensor(given.is_contiguous() ? given : torch::stable::contiguous(given)) {
+  explicit PackedFactors(const Tensor& given)
+      : tensor(given.is_contiguous() ? given : torch::stable::contiguous(given)) {
     const auto type = tensor.scalar_type();
     STD_TORCH_CHECK(type == ScalarType::Float || is_double(type) || is_complex(type),
                     "expected factors in float32, float64, complex64 or complex128");

@@ -2,8 +2,8 @@
 //
 // A Fourier transform by B* gives its frequencies in bit-reversed order: the first n/2 are the even outputs, and of the
 // odd ones only output 1, at half the sampling rate, is used. The last B, which follows, mixes even with odd outputs in
-// its stage of stride 1 and never again. Where all but a few of the outputs used are even, that stage is made one with
-// the last stage of B* before it; then the even half goes through the rest of B alone, and an odd output is one inner
+// its stage of stride 1 and never again. Where all outputs used but one at most are even, that stage is made one with
+// the last stage of B* before it; then the even half goes through the rest of B alone, and the odd output is one inner
 // product with the odd half.
 #pragma once
 
@@ -31,7 +31,8 @@ class Spectrum {
   using Main = Product<T, L, 2>;
   using Plan = typename Main::Plan;
   using V = typename Main::V;
-  static constexpr std::ptrdiff_t kMaxOdd = L < 2 ? 1 : 2;
+  template <int K>
+  using Coefficients = typename Main::template Coefficients<K, true>;
 
   // `packed` is what `pack` gives; rows are the outputs used.
   Spectrum(Plan plan, const T* packed, int n_factors, int log_n, const std::int64_t* rows, std::int64_t n_rows)
@@ -41,19 +42,17 @@ class Spectrum {
         half_(n_ / 2),
         halved_(find_odd(rows, n_rows)),
         main_(plan, packed, n_factors - halved_, log_n),
-        even_(plan, packed + main_numbers(), 1, log_n - 1, true),
-        odd_rows_(packed + main_numbers() + even_numbers()),
+        even_(plan, packed + main_numbers(), 1, log_n - 1, true, kLeaf - 1),
+        odd_row_(packed + main_numbers() + even_numbers()),
         places_(n_rows) {
-    for (std::int64_t k = 0; k < n_rows; ++k) {
-      const std::ptrdiff_t odd = half_ + (rows[k] == odd_[0] ? 0 : 1);
-      places_.get()[k] = std::int32_t(!halved_ ? rows[k] : rows[k] % 2 == 0 ? rows[k] / 2 : odd);
-    }
+    for (std::int64_t k = 0; k < n_rows; ++k)
+      places_.get()[k] = std::int32_t(!halved_ ? rows[k] : rows[k] % 2 ? half_ : rows[k] / 2);
   }
 
   const Main& main() const { return main_; }
   // Where the outputs used are, in a row of outputs.
   const std::int32_t* places() const { return places_.get(); }
-  std::ptrdiff_t output_count() const { return halved_ ? half_ + n_odd_ : n_; }
+  std::ptrdiff_t output_count() const { return halved_ ? half_ + 1 : n_; }
   std::ptrdiff_t output_plane() const { return halved_ ? even_.tile_plane() : main_.tile_plane(); }
   std::ptrdiff_t output_row() const { return 2 * output_plane(); }
 
@@ -68,23 +67,32 @@ class Spectrum {
     half_of_last(factors, 1, half.get());
     const Main odd(Plan::gradients, odd_packed.get(), 1, log_n_ - 1, true);
     odd.pack(half.get(), odd_packed.get());
-    const Scratch<T> row(odd.tile_row());
-    T* to = packed + main_numbers() + even_numbers();
-    for (int j = 0; j < n_odd_; ++j) {
-      one_hot(odd, j, row.get());
-      odd.backward(nullptr, {row.get(), odd.tile_row(), odd.tile_plane()}, nullptr, 1);
-      for (int part = 0; part < 2; ++part)
-        for (std::ptrdiff_t i = 0; i < half_; ++i) *to++ = row.get()[part * odd.tile_plane() + i];
-    }
+    const Scratch<T> memory(odd.tile_row());
+    const Rows<T> row = one_hot(odd, memory.get());
+    odd.backward(nullptr, row, nullptr, 1);
+    for (int part = 0; part < 2; ++part)
+      for (std::ptrdiff_t i = 0; i < half_; ++i)
+        packed[main_numbers() + even_numbers() + part * half_ + i] = row.at(0, i)[part * row.plane];
   }
 
   // The outputs of the real rows in `tile`, which is overwritten; if they are halved, `outputs` is other memory.
   void forward(Rows<T> tile, Rows<T> outputs, int rows) const {
-    main_.forward(tile, tile, halved_ ? tile : outputs, rows, true);
+    if (!halved_) return main_.forward(tile, tile, outputs, rows, true);
     if constexpr (L > 1) {
-      if (!halved_) return;
-      split(tile, outputs, outputs, rows);
-      even_.forward(outputs, outputs, outputs, rows, false);
+      // All but the last B* as ever; it and the even half of B are interleaved as a pair of factors is.
+      const bool first = n_factors_ == 2;
+      if (!first) Main(main_.plan_, main_.coefficients_, n_factors_ - 2, log_n_).forward(tile, tile, tile, rows, true);
+      Pass down[kMaxPasses], up[kMaxPasses];
+      std::ptrdiff_t size = 0, even_size = 0;
+      for (int f = 0; f < n_factors_; f += 2) main_.passes_of_pair(f, down, size);  // keeps the last
+      const int count = even_.passes_of_pair(0, up, even_size);
+      for (int r = 0; r < rows; ++r) V::zero().store(outputs.at(r, half_), outputs.plane);
+      block(down, up + count - 1, 0, tile, outputs, rows, first);
+      for (int r = 0; r < rows; ++r)
+        for (int part = 0; part < 2; ++part) {
+          T* lanes = outputs.at(r, half_) + part * outputs.plane;
+          for (int l = 1; l < L; ++l) lanes[0] += lanes[l];
+        }
     }
   }
 
@@ -121,7 +129,7 @@ class Spectrum {
     const Rows<T>* even = checkpoints + main_.pass_count() + 1;
     even_.backward(even, output_grad, sums ? sums + main_numbers() : nullptr, rows);
     join(output_grad, frame_grad, rows);
-    if (sums) add_odd_inputs(output_grad, even[-1], sums + main_numbers() + even_numbers(), rows);
+    if (sums) add_odd_input(output_grad, even[-1], sums + main_numbers() + even_numbers(), rows);
     main_.backward(checkpoints, frame_grad, sums, rows);
     return frame_grad;
   }
@@ -139,16 +147,59 @@ class Spectrum {
   }
 
  private:
-  // Whether the outputs are halved; if so, odd_ are the odd ones.
+  static constexpr int kLeaf = 2;  // strides of several vectors in a leaf of the whole size: one less in the half
+
+  // Whether the outputs are halved; if so, odd_ is the odd one.
   bool find_odd(const std::int64_t* rows, std::int64_t n_rows) {
-    odd_[0] = odd_[1] = -1;
     if (L < 2 || half_ < 2 * L || n_factors_ % 2) return false;
     for (std::int64_t k = 0; k < n_rows; ++k) {
-      if (rows[k] % 2 == 0 || rows[k] == odd_[0] || rows[k] == odd_[1]) continue;
-      if (n_odd_ == kMaxOdd) return false;
-      odd_[n_odd_++] = rows[k];
+      if (rows[k] % 2 == 0) continue;
+      if (odd_ >= 0 && rows[k] != odd_) return false;
+      odd_ = rows[k];
     }
+    if (odd_ < 0) odd_ = 1;
     return true;
+  }
+
+  // The passes from `down` of B* to `up` of the half of B, on the places from base on: see Product::block.
+  void block(const Pass* down, const Pass* up, std::ptrdiff_t base, Rows<T> tile, Rows<T> outputs, int rows,
+             bool real_input) const {
+    if (down->kind == Kind::leaf) return leaf(*down, *up, base, tile, outputs, rows, real_input);
+    main_.template run<true>(*down, base, tile, tile, rows, real_input);
+    for (int q = 0; q < 1 << down->levels; ++q)
+      block(down + 1, up - 1, base + q * down->stride, tile, outputs, rows, false);
+    even_.template run<true>(*up, base / 2, outputs, outputs, rows, false);
+  }
+
+  void leaf(const Pass& down, const Pass& up, std::ptrdiff_t i, Rows<T> tile, Rows<T> outputs, int rows,
+            bool real_input) const {
+    const Coefficients<kLeaf> c{main_.coefficients_ + Main::group_start(down, i, 0), nullptr, L, n_};
+    const Coefficients<kLeaf - 1> half{even_.coefficients_ + Main::group_start(up, i / 2, 0), nullptr, L, half_};
+    int r = 0;
+    constexpr int B = Main::kBlock;
+    for (; r + B <= rows; r += B) leaf_rows<B>(c, half, i, tile, outputs, r, real_input);
+    for (; r < rows; ++r) leaf_rows<1>(c, half, i, tile, outputs, r, real_input);
+  }
+
+  template <int B>
+  KALEIDO_INLINE void leaf_rows(const Coefficients<kLeaf>& c, const Coefficients<kLeaf - 1>& half, std::ptrdiff_t i,
+                                Rows<T> tile, Rows<T> outputs, int r0, bool real_input) const {
+    V v[B][1 << kLeaf], even[B][1 << (kLeaf - 1)];
+    Main::template load_leaf<kLeaf, B>(tile, r0, i, real_input, v);
+    Main::template leaf_down<kLeaf, B>(c, v);
+#pragma GCC unroll 8
+    for (int r = 0; r < B; ++r) {
+      T* sum = outputs.at(r0 + r, half_);
+      V odd = V::load(sum, outputs.plane);
+#pragma GCC unroll 8
+      for (int q = 0; q < 1 << (kLeaf - 1); ++q) {
+        even[r][q] = select<0>(v[r][2 * q], v[r][2 * q + 1]);
+        odd = mul_add(conj(odd_row(i / 2 + q * L)), select<1>(v[r][2 * q], v[r][2 * q + 1]), odd);
+      }
+      odd.store(sum, outputs.plane);
+    }
+    Main::template leaf_up<kLeaf - 1, B, false>(half, 0, even);
+    Main::template store_group<kLeaf - 1, B>(even, outputs, r0, i / 2, L);
   }
 
   std::ptrdiff_t main_numbers() const { return std::ptrdiff_t(n_factors_ - halved_) * log_n_ * 4 * n_; }
@@ -215,29 +266,28 @@ class Spectrum {
     }
   }
 
-  // One at the j-th odd output, zero elsewhere.
-  void one_hot(const Main& odd, int j, T* row) const {
-    for (std::ptrdiff_t i = 0; i < odd.tile_row(); ++i) row[i] = T(0);
-    row[odd_[j] / 2] = T(1);
+  // A row that is one at the odd output and zero elsewhere.
+  Rows<T> one_hot(const Main& odd, T* memory) const {
+    for (std::ptrdiff_t i = 0; i < odd.tile_row(); ++i) memory[i] = T(0);
+    memory[odd_ / 2] = T(1);
+    return {memory, odd.tile_row(), odd.tile_plane()};
   }
 
-  // The even values of each row to `even`, the odd outputs to places half_, ... of `outputs`.
+  // The even values of each row to `even`, the odd output to place half_ of `outputs`.
   void split(Rows<T> x, Rows<T> even, Rows<T> outputs, int rows) const {
     for (int r = 0; r < rows; ++r) {
-      V sums[2] = {V::zero(), V::zero()};
+      V sum = V::zero();
       for (std::ptrdiff_t i = 0; i < half_; i += L) {
         const V a = V::load(x.at(r, 2 * i), x.plane), b = V::load(x.at(r, 2 * i + L), x.plane);
         select<0>(a, b).store(even.at(r, i), even.plane);
-        const V odd = select<1>(a, b);
-        for (int j = 0; j < n_odd_; ++j) sums[j] = mul_add(conj(odd_row(j, i)), odd, sums[j]);
+        sum = mul_add(conj(odd_row(i)), select<1>(a, b), sum);
       }
-      for (int j = 0; j < n_odd_; ++j)
-        for (int part = 0; part < 2; ++part) {
-          T total = T(0), lanes[L];
-          __builtin_memcpy(lanes, &sums[j].part[part], sizeof lanes);
-          for (const T lane : lanes) total += lane;
-          outputs.at(r, half_ + j)[part * outputs.plane] = total;
-        }
+      for (int part = 0; part < 2; ++part) {
+        T total = T(0), lanes[L];
+        __builtin_memcpy(lanes, &sum.part[part], sizeof lanes);
+        for (const T lane : lanes) total += lane;
+        outputs.at(r, half_)[part * outputs.plane] = total;
+      }
     }
   }
 
@@ -247,35 +297,31 @@ class Spectrum {
       for (int part = 0; part < 2; ++part)
         for (std::ptrdiff_t i = 0; i < half_; ++i)
           grad.at(r, 2 * i)[part * grad.plane] = output_grad.at(r, i)[part * output_grad.plane];
+      const Complex g = odd_output(output_grad, r);
       for (std::ptrdiff_t i = 0; i < half_; ++i) {
-        Complex sum{T(0), T(0)};
-        for (int j = 0; j < n_odd_; ++j) {
-          const T* row = odd_rows_ + j * n_;
-          sum = sum + Complex{row[i], row[half_ + i]} * odd_output(output_grad, r, j);
-        }
-        grad.at(r, 2 * i + 1)[0] = sum.re;
-        grad.at(r, 2 * i + 1)[grad.plane] = sum.im;
+        const Complex product = Complex{odd_row_[i], odd_row_[half_ + i]} * g;
+        grad.at(r, 2 * i + 1)[0] = product.re;
+        grad.at(r, 2 * i + 1)[grad.plane] = product.im;
       }
     }
   }
 
-  // For each odd output, the sum over rows of its conjugate gradient times the odd values.
-  void add_odd_inputs(Rows<T> output_grad, Rows<T> x, T* sums, int rows) const {
-    for (int j = 0; j < n_odd_; ++j)
-      for (int r = 0; r < rows; ++r) {
-        const Complex g = odd_output(output_grad, r, j).conj();
-        for (std::ptrdiff_t i = 0; i < half_; ++i) {
-          const T* value = x.at(r, 2 * i + 1);
-          const Complex product = g * Complex{value[0], value[x.plane]};
-          sums[j * n_ + i] += product.re;
-          sums[j * n_ + half_ + i] += product.im;
-        }
+  // The sum over rows of the conjugate gradient of the odd output times the odd values.
+  void add_odd_input(Rows<T> output_grad, Rows<T> x, T* sum, int rows) const {
+    for (int r = 0; r < rows; ++r) {
+      const Complex g = odd_output(output_grad, r).conj();
+      for (std::ptrdiff_t i = 0; i < half_; ++i) {
+        const T* value = x.at(r, 2 * i + 1);
+        const Complex product = g * Complex{value[0], value[x.plane]};
+        sum[i] += product.re;
+        sum[half_ + i] += product.im;
       }
+    }
   }
 
-  // An odd output is linear in the odd values, and so the sum of its gradients over all rows is the gradient at the sum
-  // of all values, each times the gradient of the output.
-  void odd_gradient(const T* factors, const T* inputs, T* half_grad) const {
+  // The odd output is linear in the odd values, and so the sum of its gradients over all rows is the gradient at the
+  // sum of all values, each times the gradient of the output.
+  void odd_gradient(const T* factors, const T* input, T* half_grad) const {
     const Scratch<T> half(even_numbers()), packed(even_numbers()), gradients(even_numbers());
     half_of_last(factors, 1, half.get());
     const Main odd(Plan::gradients, packed.get(), 1, log_n_ - 1, true);
@@ -286,15 +332,11 @@ class Spectrum {
     Rows<T> checkpoints[kMaxPasses];
     for (int c = 0; c < count; ++c)
       checkpoints[c] = {memory.get() + c * odd.tile_row(), odd.tile_row(), odd.tile_plane()};
-    const Rows<T> grad{memory.get() + count * odd.tile_row(), odd.tile_row(), odd.tile_plane()};
-    for (int j = 0; j < n_odd_; ++j) {
-      for (int part = 0; part < 2; ++part)
-        for (std::ptrdiff_t i = 0; i < half_; ++i)
-          checkpoints[0].at(0, i)[part * odd.tile_plane()] = inputs[j * n_ + part * half_ + i];
-      odd.forward_with_checkpoints(checkpoints, 1, false);
-      one_hot(odd, j, grad.data);
-      odd.backward(checkpoints, grad, gradients.get(), 1);
-    }
+    for (int part = 0; part < 2; ++part)
+      for (std::ptrdiff_t i = 0; i < half_; ++i)
+        checkpoints[0].at(0, i)[part * odd.tile_plane()] = input[part * half_ + i];
+    odd.forward_with_checkpoints(checkpoints, 1, false);
+    odd.backward(checkpoints, one_hot(odd, memory.get() + count * odd.tile_row()), gradients.get(), 1);
     odd.unpack(gradients.get(), half_grad);
   }
 
@@ -305,20 +347,19 @@ class Spectrum {
       v.part[part] = every_second<T, L, First>(a.part[part], b.part[part], std::make_index_sequence<L>());
     return v;
   }
-  // The conjugate of the row of the j-th odd output in the matrix of the odd half.
-  KALEIDO_INLINE V odd_row(int j, std::ptrdiff_t i) const { return V::load(odd_rows_ + j * n_ + i, half_); }
-  Complex odd_output(Rows<T> outputs, int r, int j) const {
-    const T* value = outputs.at(r, half_ + j);
+  // The conjugate of the row of the odd output in the matrix of the odd half.
+  KALEIDO_INLINE V odd_row(std::ptrdiff_t i) const { return V::load(odd_row_ + i, half_); }
+  Complex odd_output(Rows<T> outputs, int r) const {
+    const T* value = outputs.at(r, half_);
     return {value[0], value[outputs.plane]};
   }
 
   int n_factors_, log_n_;
   std::ptrdiff_t n_, half_;
-  std::int64_t odd_[2];
-  int n_odd_ = 0;
+  std::int64_t odd_ = -1;
   bool halved_;
   Main main_, even_;
-  const T* odd_rows_;
+  const T* odd_row_;
   Scratch<std::int32_t> places_;
 };
 

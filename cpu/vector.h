@@ -6,7 +6,8 @@
 #include <type_traits>
 #include <utility>
 
-#define KALEIDO_INLINE inline __attribute__((always_inline))
+#define KALEIDO_ALWAYS_INLINE __attribute__((always_inline))
+#define KALEIDO_INLINE inline KALEIDO_ALWAYS_INLINE
 
 namespace kaleido {
 // One namespace an instruction set: the same templates are compiled several times into one library, and the linker
