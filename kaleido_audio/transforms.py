@@ -726,7 +726,7 @@ def _make_transform(
         transform = KMatrix(n_fft, width=width, expansion=expansion, dtype=dtype, init="orthogonal")
         stages = 2 * width * (transform.size.bit_length() - 1)
         with torch.no_grad():
-            transform.weight.mul_(transform.size ** (0.5 / stages))
+            transform.weight.mul_(n_fft ** (0.5 / stages))
         return transform, natural
     if init == "fourier":
         power_of_two = n_fft & (n_fft - 1) == 0

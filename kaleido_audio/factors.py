@@ -1,0 +1,99 @@
+"""Algebra on the coefficients of products of butterfly matrices: identity, transpose, inverse, embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from kaleido_audio.ops.reference import stage_strides, swap_partners
+
+
+def identity_factors(n_factors: int, size: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Coefficients ``(n_factors, log2 size, 2, size)`` of the identity.
+
+    >>> identity_factors(2, 2, torch.float32)[0, 0]
+    tensor([[1., 1.],
+            [0., 0.]])
+    """
+    factors = torch.zeros(n_factors, size.bit_length() - 1, 2, size, dtype=dtype)
+    factors[:, :, 0] = 1
+    return factors
+
+
+def transpose_factors(factors: Tensor) -> Tensor:
+    """Coefficients of the transposed product: all stages in reverse order, and in each ``o[i]`` becomes ``o[i ^ s]``.
+
+    Args:
+        factors: ``(F, log2 n, 2, n)`` with F even, so that the reversed strides are those of a product again.
+
+    >>> hadamard = torch.tensor([[[[1.0, -1.0], [1.0, 1.0]]], [[[1.0, 1.0], [0.0, 0.0]]]])
+    >>> torch.equal(transpose_factors(hadamard), hadamard.flip(0))
+    True
+    """
+    result = factors.clone()
+    for parity, s, stride in _stages(factors):
+        result[parity::2, s, 1] = swap_partners(factors[parity::2, s, 1], stride)
+    return result.flip(0, 1)
+
+
+def invert_factors(factors: Tensor) -> Tensor:
+    """Coefficients of the inverse product: all stages in reverse order, every 2 x 2 block inverted.
+
+    Args:
+        factors: ``(F, log2 n, 2, n)`` with F even.
+
+    Raises:
+        ValueError: a block is singular to rounding; the message names its factor, stage and positions.
+
+    >>> factors = identity_factors(2, 2)
+    >>> factors[0, 0] *= 4
+    >>> invert_factors(factors)[1, 0, 0].tolist()
+    [0.25, 0.25]
+    """
+    result = torch.empty_like(factors)
+    for parity, s, stride in _stages(factors):
+        diagonal, off_diagonal = factors[parity::2, s].unbind(1)
+        opposite, off_opposite = swap_partners(diagonal, stride), swap_partners(off_diagonal, stride)
+        determinant = diagonal * opposite - off_diagonal * off_opposite
+        scale = sum(c.abs().square() for c in (diagonal, opposite, off_diagonal, off_opposite))
+        singular = determinant.abs() <= torch.finfo(factors.dtype).eps * scale
+        if singular.any():
+            product, i = singular.nonzero()[0].tolist()
+            raise ValueError(
+                f"no inverse: the block of positions {i} and {i + stride} in stage {s} of factor "
+                f"{2 * product + parity} is singular"
+            )
+        result[parity::2, s, 0] = opposite / determinant
+        result[parity::2, s, 1] = -off_diagonal / determinant
+    return result.flip(0, 1)
+
+
+def embed_factors(factors: Tensor, size: int) -> Tensor:
+    """Coefficients of the larger product with the given one in its upper-left corner and the identity elsewhere.
+
+    Args:
+        factors: ``(F, log2 n, 2, n)``.
+        size: a power of two, at least n.
+
+    Shape:
+        result ``(F, log2 size, 2, size)``.
+
+    >>> embed_factors(identity_factors(2, 4), 8).equal(identity_factors(2, 8))
+    True
+    """
+    n_factors, log_n, _, n = factors.shape
+    result = identity_factors(n_factors, size, factors.dtype).to(factors.device)
+    # The new strides are the largest: first in B*, last in B.
+    result[0::2, result.shape[1] - log_n :, :, :n] = factors[0::2]
+    result[1::2, :log_n, :, :n] = factors[1::2]
+    return result
+
+
+def _stages(factors: Tensor) -> Iterator[tuple[int, int, int]]:
+    """Parity of the factor, stage and stride of all stages of a BB*."""
+    log_n = factors.shape[1]
+    for parity in (0, 1):
+        for s, stride in enumerate(stage_strides(parity, log_n)):
+            yield parity, s, stride
