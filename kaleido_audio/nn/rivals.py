@@ -429,6 +429,8 @@ def _normal(
 
 def _circular_convolution(x: Tensor, kernel: Tensor, size: int) -> Tensor:
     """Circular convolution of length ``size``, of x ``(..., m)`` and a kernel ``(k,)`` padded with zeros to it."""
+    if x.numel() == 0:  # which not every FFT library behind torch.fft takes
+        return F.pad(x, (0, size - x.shape[-1])) * kernel[0]
     spectrum = torch.fft.rfft(_in_single(x), n=size) * torch.fft.rfft(_in_single(kernel), n=size)
     return torch.fft.irfft(spectrum, n=size).to(x.dtype)
 
