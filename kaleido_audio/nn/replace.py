@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
@@ -87,6 +87,7 @@ def replace_linear(
     *,
     layer: type[StructuredLinear] = KLinear,
     init: str | None = "fit",
+    fit_options: Mapping[str, Any] | None = None,
     convolutions: bool = False,
     **options: Any,
 ) -> Replacement:
@@ -102,8 +103,10 @@ def replace_linear(
         select: which layers. None: those that get fewer parameters. A glob pattern for their names, e.g.
             ``"encoder.*.linear?"``. A list of names, which must all be replaceable. Or a function of name and module.
         layer: class of the new layers: `KLinear` or another `StructuredLinear`.
-        init: ``"fit"``: start from the K-matrix nearest to the layer's matrix (`kaleido_audio.fit.to_kmatrix`).
-            Another string is the ``init`` option of ``layer``; None leaves it at its default.
+        init: ``"fit"``: start from the K-matrix nearest to the layer's matrix, as `kaleido_audio.fit.to_kmatrix` finds
+            it, in a time that grows with the cube of the sides. Another string is the ``init`` option of ``layer``;
+            None leaves it at its default.
+        fit_options: of `kaleido_audio.fit.to_kmatrix`, e.g. ``{"sweeps": 10}``.
         convolutions: whether to swap convolutions of kernel size 1 for `KConv1x1` too; ``layer`` is then `KLinear`.
         **options: of the new layers, e.g. ``width=2``.
 
@@ -124,30 +127,36 @@ def replace_linear(
         raise ValueError(f"init='fit' fits K-matrices: for {layer.__name__} use init=None")
     if layer is not KLinear and convolutions:
         raise ValueError(f"convolutions become KConv1x1, a K-matrix: they do not go with layer={layer.__name__}")
+    if fit_options and init != "fit":
+        raise ValueError(f"fit_options are for init='fit', got init={init!r}")
     if init == "fit" and (options.get("constraint") is not None or options.get("tied")):
         raise ValueError("init='fit' fits free coefficients: leave constraint and tied out, or use another init")
     candidates = _candidates(model, convolutions)
     chosen = _selected(candidates, select)
-    successors: dict[nn.Module, nn.Module] = {}
-    layers: list[ReplacedLayer] = []
-    skipped: dict[str, str] = {}
     owners = _owners(model)
+    skipped: dict[str, str] = {}
     for name, module in chosen.items():
         reason = _obstacle(module, owners)
         if reason is None and select is None:
             reason = _growth(module, layer, options)
         if reason is not None:
             skipped[name] = reason
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+    listed = not (select is None or isinstance(select, str) or callable(select))
+    if skipped and listed:
+        raise ValueError(f"cannot replace {reasons}")
+    if len(skipped) == len(chosen):
+        raise ValueError(f"no layer to replace. Candidates: {_listed(candidates)}. {reasons}".rstrip(". "))
+
+    successors: dict[nn.Module, nn.Module] = {}
+    layers: list[ReplacedLayer] = []
+    for name, module in chosen.items():
+        if name in skipped:
             continue
-        successor, error = _successor(module, layer, init, options)
+        successor, error = _successor(module, layer, init, fit_options or {}, options)
         successors[module] = successor
         shape = (module.weight.shape[0], module.weight.shape[1])
         layers.append(ReplacedLayer(name, shape, _count(module), _count(successor), error))
-    if skipped and not (select is None or isinstance(select, str) or callable(select)):
-        raise ValueError(f"cannot replace {'; '.join(f'{name}: {reason}' for name, reason in skipped.items())}")
-    if not layers:
-        reasons = "".join(f"; {name}: {reason}" for name, reason in skipped.items())
-        raise ValueError(f"no layer was replaced. Candidates: {_listed(candidates)}{reasons}")
     _swap(model, successors)
     return Replacement(tuple(layers), skipped)
 
@@ -233,7 +242,7 @@ def _owners(model: nn.Module) -> dict[Tensor, int]:
 def _obstacle(module: Dense, owners: dict[Tensor, int]) -> str | None:
     """Why a layer cannot be replaced without changing what the model does, or None."""
     if type(module) is not nn.Linear and type(module) not in _SPATIAL_DIMS:
-        return f"is a {type(module).__name__}, whose owner may use its weight directly"
+        return f"is a {type(module).__name__}, no plain layer: its class or owner may use the weight in another way"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return "has hooks, which the new layer would not have"
     if any(owners[parameter] > 1 for parameter in module.parameters()):
@@ -259,7 +268,11 @@ def _new(module: Dense, layer: type[StructuredLinear], options: dict[str, Any]) 
 
 
 def _successor(
-    module: Dense, layer: type[StructuredLinear], init: str | None, options: dict[str, Any]
+    module: Dense,
+    layer: type[StructuredLinear],
+    init: str | None,
+    fit_options: Mapping[str, Any],
+    options: dict[str, Any],
 ) -> tuple[Structured, float | None]:
     """The new layer, and the relative error where it is fitted."""
     error = None
@@ -268,7 +281,7 @@ def _successor(
 
         weight = module.weight.detach().flatten(1).to(torch.promote_types(module.weight.dtype, torch.float32))
         sizes = {name: options[name] for name in ("width", "expansion") if name in options}
-        fitted = fit.to_kmatrix(weight, **sizes)
+        fitted = fit.to_kmatrix(weight, **sizes, **fit_options)
         error = fitted.relative_error
         options = {**options, "init": fitted.kmatrix}
     elif init is not None:

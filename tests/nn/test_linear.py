@@ -1,6 +1,7 @@
 """KLinear, KConv1x1 and Hadamard equal dense layers with their matrix, and stand where those stand."""
 
 import copy
+import inspect
 import pickle
 
 import pytest
@@ -48,6 +49,24 @@ def test_parameters_are_the_formula_and_the_state_has_no_weight() -> None:
     }
     assert list(layer.state_dict()) == ["bias", "kmatrix.weight"]
     assert KLinear(100, 300, False).bias is None
+
+
+def test_weight_cannot_be_assigned() -> None:
+    layer = KLinear(4, 4)
+    for value in (torch.zeros(4, 4), torch.nn.Parameter(torch.zeros(4, 4))):
+        with pytest.raises((AttributeError, KeyError), match="weight"):
+            layer.weight = value
+
+
+@pytest.mark.skipif("constraint" not in inspect.signature(KMatrix).parameters, reason="KMatrix has no constraint here")
+def test_constraint_and_tied_reach_the_kmatrix() -> None:
+    layer = KLinear(16, 16, width=2, constraint="orthogonal", dtype=F64)
+    for parameter in layer.kmatrix.parameters():
+        torch.nn.init.normal_(parameter)
+    torch.testing.assert_close(layer.weight @ layer.weight.mT, torch.eye(16, dtype=F64), rtol=0, atol=1e-10)
+    tied = KConv1x1(16, 16, width=2, tied=True).linear.kmatrix
+    untied = KConv1x1(16, 16, width=2).linear.kmatrix
+    assert sum(p.numel() for p in tied.parameters()) < sum(p.numel() for p in untied.parameters())
 
 
 @pytest.mark.parametrize(("sides", "expansion"), [((32, 32), 1), ((20, 50), 1), ((50, 20), 1), ((16, 16), 2)])
@@ -124,7 +143,7 @@ def test_compile_and_export() -> None:
     model = torch.nn.Sequential(KLinear(12, 20), torch.nn.ReLU(), KLinear(20, 3))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), model(x))
-    batch = {0: torch.export.Dim("batch", min=2, max=64)}
+    batch = {0: torch.export.Dim("batch", min=2, max=32)}
     exported = torch.export.export(model, (x,), dynamic_shapes=(batch,)).module()
     wide = torch.randn(9, 12)
     torch.testing.assert_close(exported(wide), model(wide))

@@ -119,7 +119,7 @@ def test_convolutions() -> None:
     assert [layer.name for layer in report.layers] == ["0", "4", "6"] and not report.skipped
     assert [type(layer) for layer in model].count(KConv1x1) == 3
     assert (model[0].spatial_dims, model[6].spatial_dims) == (2, 1) and torch.equal(model[0].bias, bias)
-    with pytest.raises(ValueError, match="no layer was replaced"):
+    with pytest.raises(ValueError, match="no layer to replace"):
         replace_linear(torch.nn.Sequential(torch.nn.Conv2d(64, 64, 1)), init="orthogonal")
 
 
@@ -130,7 +130,7 @@ def test_fit_starts_near_the_weight(kind: str) -> None:
     model = to_dense(torch.nn.Sequential(source))
     x = torch.randn(5, 16) if kind == "linear" else torch.randn(2, 16, 3, 3)
     expected = model(x)
-    report = replace_linear(model, "*", convolutions=True, width=1)
+    report = replace_linear(model, "*", convolutions=True, width=1, fit_options={"sweeps": 20})
     (layer,) = report.layers
     assert type(model[0]) is type(source) and layer.relative_error is not None and layer.relative_error < 0.9
     error = (model[0].weight - source.weight).norm() / source.weight.norm()
@@ -203,6 +203,7 @@ def test_errors_leave_the_model_as_it_was() -> None:
         (lambda: replace_linear(model, layer=LowRankLinear), "for LowRankLinear use init=None"),
         (lambda: replace_linear(model, layer=LowRankLinear, init=None, convolutions=True), "do not go with"),
         (lambda: replace_linear(model, tied=True), "leave constraint and tied out"),
+        (lambda: replace_linear(model, init=None, fit_options={"sweeps": 1}), "for init='fit', got init=None"),
         (lambda: replace_linear(model, init="zeros"), "expected init in"),
         (lambda: replace_linear(model, "*", layer=LowRankLinear, init=None, rank=10), "rank between 1 and 3"),
         (lambda: replace_linear(Linear(64, 64), init="orthogonal"), "Candidates: none"),
