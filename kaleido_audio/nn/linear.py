@@ -21,9 +21,8 @@ class KLinear(StructuredLinear):
     matrices of size N, the next power of two of ``expansion`` times the longer side: ``4 * width * N * log2 N``
     parameters, in the submodule ``kmatrix``.
 
-    A new layer gives outputs of the variance of its inputs; `torch.nn.Linear` gives a third of it. Where the
-    corner cuts columns off (``in_features < N``) that takes blocks a little larger than orthogonal ones; with a
-    ``constraint`` they stay orthogonal and the variance is ``in_features / N`` of that of the inputs.
+    A new layer gives outputs of the variance of its inputs, where `torch.nn.Linear` gives a third of it; with
+    ``constraint="orthogonal"`` of ``in_features / N`` of it.
 
     Args:
         in_features: size of the input vectors.
@@ -33,7 +32,7 @@ class KLinear(StructuredLinear):
         expansion: e of (BB*)^w_e; the corner of a larger matrix can represent more maps.
         init: ``"orthogonal"``, ``"identity"``, ``"normal"`` or a `KMatrix`, as `KMatrix` takes it.
         constraint: None, ``"orthogonal"`` or ``"odo"``, as `KMatrix` takes it.
-        tied: whether the BB* products share their coefficients, as `KMatrix` takes it.
+        tied: whether the blocks of a stage share their coefficients, as `KMatrix` takes it.
         device: of the parameters.
         dtype: real type of the parameters, `torch.get_default_dtype()` by default.
 
@@ -82,8 +81,6 @@ class KLinear(StructuredLinear):
             init=init,
             **options,
         )
-        if constraint is None and init in ("orthogonal", "normal"):
-            _undo_the_loss_of_padding(kmatrix)
         self.kmatrix = kmatrix.to(device=device, dtype=dtype)
 
     def multiply(self, x: Tensor) -> Tensor:
@@ -99,13 +96,6 @@ class KLinear(StructuredLinear):
         `torch.nn.MultiheadAttention`, is right with it but no faster than with a dense layer.
         """
         return self.kmatrix.to_dense()
-
-
-@torch.no_grad()
-def _undo_the_loss_of_padding(kmatrix: KMatrix) -> None:
-    """Scale every stage alike so that in_features of size inputs give outputs of variance 1, not in_features/size."""
-    stages = 2 * kmatrix.width * (kmatrix.size.bit_length() - 1)
-    kmatrix.weight.mul_((kmatrix.size / kmatrix.in_features) ** (0.5 / stages))
 
 
 class KConv1x1(nn.Module):
