@@ -107,18 +107,6 @@ def test_a_kmatrix_learns_a_rotation_of_the_circle() -> None:
     assert loss.item() < 1e-4
 
 
-def test_param_groups_separate_the_kmatrices() -> None:
-    shared = KMatrix(8)
-    frozen = KMatrix(8)
-    frozen.weight.requires_grad_(False)
-    model = torch.nn.ModuleList([shared, torch.nn.Linear(8, 3), shared, frozen])
-    k_group, rest = nn.param_groups(model, 0.1, k_lr_multiplier=0.25, weight_decay=0.3)
-    assert k_group["params"] == [shared.weight] and k_group["lr"] == 0.025 and k_group["weight_decay"] == 0.0
-    assert [p.shape for p in rest["params"]] == [(3, 8), (3,)] and rest["weight_decay"] == 0.3
-    torch.optim.SGD([k_group, rest])
-    assert [g["name"] for g in nn.param_groups(torch.nn.Linear(2, 2), 0.1)] == ["rest"]
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -7,12 +7,15 @@ from typing import Any
 from torch import nn
 
 from kaleido_audio.kmatrix import KMatrix
+from kaleido_audio.nn.permutation import KPermutation
 
 
 def param_groups(
     model: nn.Module, lr: float, *, k_lr_multiplier: float = 1.0, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
     """Two optimizer groups: K-matrices with their own learning rate and no weight decay, and the rest.
+
+    The first group has every parameter of a `KMatrix` or `KPermutation`. The bias of a `KLinear` is in the rest.
 
     Args:
         model: any module; parameters that need no gradient are left out.
@@ -29,9 +32,11 @@ def param_groups(
     [('k_matrices', 0.0005), ('rest', 0.001)]
     """
     k_parameters = {
-        id(module.weight): module.weight
+        id(parameter): parameter
         for module in model.modules()
-        if isinstance(module, KMatrix) and module.weight.requires_grad
+        if isinstance(module, (KMatrix, KPermutation))
+        for parameter in module.parameters()
+        if parameter.requires_grad
     }
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in k_parameters]
     groups = [

@@ -1,0 +1,326 @@
+"""Swapping dense layers of a model for structured ones, and back."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from kaleido_audio.nn.linear import KConv1x1, KLinear
+from kaleido_audio.nn.structured import StructuredLinear
+
+Dense = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+Structured = StructuredLinear | KConv1x1
+Select = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
+_SPATIAL_DIMS: dict[type, int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+
+
+@dataclass(frozen=True)
+class ReplacedLayer:
+    """What became of one layer.
+
+    Attributes:
+        name: of the layer in the model; the first one where it has several.
+        shape: rows and columns of its matrix.
+        parameters_before: number of parameters, bias included.
+        parameters_after: the same of the new layer.
+        relative_error: ``|W - K| / |W|`` in the Frobenius norm where K was fitted to W, else None.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    parameters_before: int
+    parameters_after: int
+    relative_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What `replace_linear` did; ``print`` it for a table.
+
+    Attributes:
+        layers: the layers replaced, in the model's order.
+        skipped: selected layers that were left alone, by name, and why.
+    """
+
+    layers: tuple[ReplacedLayer, ...]
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def parameters_before(self) -> int:
+        """Parameters of the layers replaced, before."""
+        return sum(layer.parameters_before for layer in self.layers)
+
+    @property
+    def parameters_after(self) -> int:
+        """Parameters of the layers replaced, after."""
+        return sum(layer.parameters_after for layer in self.layers)
+
+    def __str__(self) -> str:
+        header = ("layer", "shape", "before", "after", "relative error")
+        rows = [
+            (
+                layer.name,
+                f"{layer.shape[0]} x {layer.shape[1]}",
+                f"{layer.parameters_before:,}",
+                f"{layer.parameters_after:,}",
+                "-" if layer.relative_error is None else f"{layer.relative_error:.2e}",
+            )
+            for layer in self.layers
+        ]
+        rows.append(("total", "", f"{self.parameters_before:,}", f"{self.parameters_after:,}", ""))
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+            for row in (header, *rows)
+        ]
+        return "\n".join([*lines, *(f"left alone: {name}: {reason}" for name, reason in self.skipped.items())])
+
+
+def replace_linear(
+    model: nn.Module,
+    select: Select = None,
+    *,
+    layer: type[StructuredLinear] = KLinear,
+    init: str | None = "fit",
+    fit_options: Mapping[str, Any] | None = None,
+    convolutions: bool = False,
+    **options: Any,
+) -> Replacement:
+    """Swap `torch.nn.Linear` layers of a model for K-matrix layers, in place.
+
+    Biases, device, dtype, training mode and ``requires_grad`` are kept; a layer that the model uses in several
+    places stays shared. Nothing is changed where an error is raised. Left alone, with the reason in the report:
+    subclasses of `torch.nn.Linear` (the output projection of `torch.nn.MultiheadAttention` is one), layers with
+    hooks, and layers whose weight is also used elsewhere (tied to an embedding).
+
+    Args:
+        model: any module that contains the layers; to replace a lone layer, build its successor yourself.
+        select: which layers. None: those that get fewer parameters. A glob pattern for their names, e.g.
+            ``"encoder.*.linear?"``. A list of names, which must all be replaceable. Or a function of name and module.
+        layer: class of the new layers: `KLinear` or another `StructuredLinear`.
+        init: ``"fit"``: start from the K-matrix nearest to the layer's matrix, as `kaleido_audio.fit.to_kmatrix` finds
+            it, in a time that grows with the cube of the sides. Another string is the ``init`` option of ``layer``;
+            None leaves it at its default.
+        fit_options: of `kaleido_audio.fit.to_kmatrix`, e.g. ``{"sweeps": 10}``.
+        convolutions: whether to swap convolutions of kernel size 1 for `KConv1x1` too; ``layer`` is then `KLinear`.
+        **options: of the new layers, e.g. ``width=2``.
+
+    Returns:
+        the layers replaced, their parameters before and after, and errors of fit.
+
+    Raises:
+        ValueError: nothing was replaced, a listed name cannot be, or options contradict each other.
+
+    >>> model = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
+    >>> print(replace_linear(model, init="orthogonal"))
+    layer      shape  before  after  relative error
+    0      256 x 256  65,792  8,448               -
+    total             65,792  8,448
+    left alone: 2: would grow from 2,570 to 8,202 parameters
+    """
+    if layer is not KLinear and init == "fit":
+        raise ValueError(f"init='fit' fits K-matrices: for {layer.__name__} use init=None")
+    if layer is not KLinear and convolutions:
+        raise ValueError(f"convolutions become KConv1x1, a K-matrix: they do not go with layer={layer.__name__}")
+    if fit_options and init != "fit":
+        raise ValueError(f"fit_options are for init='fit', got init={init!r}")
+    if init == "fit" and (options.get("constraint") is not None or options.get("tied")):
+        raise ValueError("init='fit' fits free coefficients: leave constraint and tied out, or use another init")
+    candidates = _candidates(model, convolutions)
+    chosen = _selected(candidates, select)
+    owners = _owners(model)
+    skipped: dict[str, str] = {}
+    for name, module in chosen.items():
+        reason = _obstacle(module, owners)
+        if reason is None and select is None:
+            reason = _growth(module, layer, options)
+        if reason is not None:
+            skipped[name] = reason
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+    listed = not (select is None or isinstance(select, str) or callable(select))
+    if skipped and listed:
+        raise ValueError(f"cannot replace {reasons}")
+    if len(skipped) == len(chosen):
+        raise ValueError(f"no layer to replace. Candidates: {_listed(candidates)}. {reasons}".rstrip(". "))
+
+    successors: dict[nn.Module, nn.Module] = {}
+    layers: list[ReplacedLayer] = []
+    for name, module in chosen.items():
+        if name in skipped:
+            continue
+        successor, error = _successor(module, layer, init, fit_options or {}, options)
+        successors[module] = successor
+        shape = (module.weight.shape[0], module.weight.shape[1])
+        layers.append(ReplacedLayer(name, shape, _count(module), _count(successor), error))
+    _swap(model, successors)
+    return Replacement(tuple(layers), skipped)
+
+
+def to_dense(model: nn.Module) -> nn.Module:
+    """Swap structured layers for dense ones with the same matrix: to export a model, or where dense is faster.
+
+    Every `StructuredLinear` becomes a `torch.nn.Linear` and every `KConv1x1` a `torch.nn.Conv1d`,
+    `torch.nn.Conv2d` or `torch.nn.Conv3d`. Biases, device, dtype, training mode and ``requires_grad`` are kept.
+
+    Args:
+        model: changed in place.
+
+    Returns:
+        ``model``; its dense layer where it is itself one of these layers.
+
+    >>> to_dense(nn.Sequential(KLinear(64, 32), nn.ReLU()))
+    Sequential(
+      (0): Linear(in_features=64, out_features=32, bias=True)
+      (1): ReLU()
+    )
+    """
+    successors: dict[nn.Module, nn.Module] = {m: _dense(m) for m in model.modules() if isinstance(m, Structured)}
+    if model in successors:
+        return successors[model]
+    _swap(model, successors)
+    return model
+
+
+def _candidates(model: nn.Module, convolutions: bool) -> dict[Dense, list[str]]:
+    """Layers that are or may be replaceable, with all their names."""
+    candidates: dict[Dense, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if name and (isinstance(module, nn.Linear) or (convolutions and _is_pointwise(module))):
+            candidates.setdefault(module, []).append(name)
+    return candidates
+
+
+def _is_pointwise(module: nn.Module) -> TypeGuard[nn.Conv1d | nn.Conv2d | nn.Conv3d]:
+    """Whether a module is a convolution that only mixes channels."""
+    if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return False
+    ones = all(side == 1 for side in (*module.kernel_size, *module.stride))
+    # "valid" and "same" both mean none for a kernel of size 1.
+    unpadded = isinstance(module.padding, str) or not any(module.padding)
+    return ones and unpadded and module.groups == 1
+
+
+def _selected(candidates: dict[Dense, list[str]], select: Select) -> dict[str, Dense]:
+    """The candidates that the user means, by their first name."""
+    if select is None:
+        return {names[0]: module for module, names in candidates.items()}
+    if isinstance(select, str):
+        pattern = select
+        return {
+            names[0]: module
+            for module, names in candidates.items()
+            if any(fnmatch.fnmatchcase(name, pattern) for name in names)
+        }
+    if callable(select):
+        return {names[0]: module for module, names in candidates.items() if any(select(name, module) for name in names)}
+    wanted = set(select)
+    unknown = wanted - {name for names in candidates.values() for name in names}
+    if unknown:
+        raise ValueError(f"no such layer: {', '.join(sorted(unknown))}. Candidates: {_listed(candidates)}")
+    return {names[0]: module for module, names in candidates.items() if wanted & set(names)}
+
+
+def _listed(candidates: dict[Dense, list[str]]) -> str:
+    names = [names[0] for names in candidates.values()]
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "") or "none"
+
+
+def _owners(model: nn.Module) -> dict[Tensor, int]:
+    """How many modules hold each parameter."""
+    owners: dict[Tensor, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners[parameter] = owners.get(parameter, 0) + 1
+    return owners
+
+
+def _obstacle(module: Dense, owners: dict[Tensor, int]) -> str | None:
+    """Why a layer cannot be replaced without changing what the model does, or None."""
+    if type(module) is not nn.Linear and type(module) not in _SPATIAL_DIMS:
+        return f"is a {type(module).__name__}, no plain layer: its class or owner may use the weight in another way"
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return "has hooks, which the new layer would not have"
+    if any(owners[parameter] > 1 for parameter in module.parameters()):
+        return "shares a parameter with another layer"
+    return None
+
+
+def _growth(module: Dense, layer: type[StructuredLinear], options: dict[str, Any]) -> str | None:
+    """That a layer would not get fewer parameters, or None."""
+    with torch.device("meta"):
+        after = _count(_new(module, layer, options))
+    before = _count(module)
+    return None if after < before else f"would grow from {before:,} to {after:,} parameters"
+
+
+def _new(module: Dense, layer: type[StructuredLinear], options: dict[str, Any]) -> Structured:
+    rows, columns = module.weight.shape[:2]
+    kind: Any = layer
+    if type(module) in _SPATIAL_DIMS:
+        kind = KConv1x1
+        options = {**options, "spatial_dims": _SPATIAL_DIMS[type(module)]}
+    return kind(columns, rows, module.bias is not None, dtype=module.weight.dtype, **options)
+
+
+def _successor(
+    module: Dense,
+    layer: type[StructuredLinear],
+    init: str | None,
+    fit_options: Mapping[str, Any],
+    options: dict[str, Any],
+) -> tuple[Structured, float | None]:
+    """The new layer, and the relative error where it is fitted."""
+    error = None
+    if init == "fit":
+        from kaleido_audio import fit  # type: ignore[attr-defined, unused-ignore]
+
+        weight = module.weight.detach().flatten(1).to(torch.promote_types(module.weight.dtype, torch.float32))
+        sizes = {name: options[name] for name in ("width", "expansion") if name in options}
+        fitted = fit.to_kmatrix(weight, **sizes, **fit_options)
+        error = fitted.relative_error
+        options = {**options, "init": fitted.kmatrix}
+    elif init is not None:
+        options = {**options, "init": init}
+    successor = _new(module, layer, options).to(module.weight.device).train(module.training)
+    successor.requires_grad_(module.weight.requires_grad)
+    _copy_bias(module.bias, successor.bias)
+    return successor, error
+
+
+def _dense(module: Structured) -> Dense:
+    dense: Any
+    if isinstance(module, KConv1x1):
+        kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[module.spatial_dims - 1]
+        dense = kind(module.in_channels, module.out_channels, 1, bias=module.bias is not None, device="meta")
+    else:
+        dense = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
+    with torch.enable_grad():  # so that the weight says whether it is to be trained, also under no_grad
+        weight = module.weight
+    dense.to_empty(device=weight.device).to(weight.dtype).train(module.training)
+    with torch.no_grad():
+        dense.weight.copy_(weight)
+    dense.weight.requires_grad_(weight.requires_grad)
+    _copy_bias(module.bias, dense.bias)
+    return dense
+
+
+@torch.no_grad()
+def _copy_bias(source: Tensor | None, target: Tensor | None) -> None:
+    if source is not None and target is not None:
+        target.copy_(source).requires_grad_(source.requires_grad)
+
+
+def _swap(model: nn.Module, successors: dict[nn.Module, nn.Module]) -> None:
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child in successors:
+                parent._modules[name] = successors[child]
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
