@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -67,11 +65,6 @@ class KLinear(StructuredLinear):
     ) -> None:
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         dtype = real_dtype(dtype)
-        options: dict[str, Any] = {}
-        if constraint is not None:
-            options["constraint"] = constraint
-        if tied:
-            options["tied"] = tied
         kmatrix = KMatrix(
             in_features,
             out_features=out_features,
@@ -79,7 +72,8 @@ class KLinear(StructuredLinear):
             expansion=expansion,
             dtype=dtype if dtype == torch.float64 else torch.float32,
             init=init,
-            **options,
+            constraint=constraint,
+            tied=tied,
         )
         self.kmatrix = kmatrix.to(device=device, dtype=dtype)
 
