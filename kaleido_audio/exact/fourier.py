@@ -46,7 +46,7 @@ def dft(n: int, *, bit_reversed: bool = False, dtype: torch.dtype = torch.comple
     fourier = frequency_decimated(n).unsqueeze(0)
     factors = torch.cat([fourier, identity_factors(1, n, fourier.dtype)])
     if not bit_reversed:
-        factors = torch.cat([factors, benes(bit_reversal(n).tolist()).to(fourier.dtype)])
+        factors = torch.cat([factors, benes(bit_reversal(n)).to(fourier.dtype)])
     return KMatrix.from_factors(n, factors.to(dtype))
 
 
