@@ -38,7 +38,8 @@ def check_permutation(p: Sequence[int] | Tensor) -> Tensor:
     given = torch.as_tensor(p).cpu()
     n = given.numel()
     indices = given.long()
-    if given.ndim != 1 or n == 0 or not torch.equal(indices.sort().values, torch.arange(n)):
+    integers = bool((given == indices).all())
+    if given.ndim != 1 or n == 0 or not integers or not torch.equal(indices.sort().values, torch.arange(n)):
         shown = given.flatten()[:10].tolist()
         raise ValueError(f"expected each of 0, ..., n - 1 once, got {shown}{'...' if n > 10 else ''} (n = {n})")
     return indices
