@@ -24,7 +24,7 @@ def circulant(c: Vector, *, dtype: torch.dtype | None = None) -> KMatrix:
     Raises:
         ValueError: c is not a vector or dtype is real.
 
-    Source: Dao et al., ICLR 2020, lemma J.5.
+    Source: Dao et al., ICLR 2020, appendix J.
 
     >>> circulant([1.0, 2.0, 3.0, 4.0])(torch.tensor([0.0, 1.0, 0.0, 0.0])).real.detach().round()
     tensor([4., 1., 2., 3.])
@@ -50,7 +50,7 @@ def toeplitz(c: Vector, r: Vector | None = None, *, dtype: torch.dtype | None = 
     Raises:
         ValueError: c or r is not a vector, or dtype is real.
 
-    Source: Dao et al., ICLR 2020, lemma J.6.
+    Source: Dao et al., ICLR 2020, appendix J.
 
     >>> toeplitz([1.0, 2.0], [1.0, 3.0, 4.0]).to_dense().real.detach().round()
     tensor([[1., 3., 4.],
@@ -103,7 +103,7 @@ def convolution(h: Vector, n: int, mode: str = "full", *, dtype: torch.dtype | N
     Raises:
         ValueError: h is not a vector, n < 1, another mode, or dtype is real.
 
-    Source: Dao et al., ICLR 2020, lemma J.6.
+    Source: Dao et al., ICLR 2020, appendix J.
 
     >>> convolution([1.0, 1.0], 3)(torch.tensor([1.0, 2.0, 3.0])).real.detach().round()
     tensor([1., 3., 5., 3.])

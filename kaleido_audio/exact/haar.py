@@ -38,15 +38,14 @@ def haar(n: int, *, dtype: torch.dtype = torch.float32) -> KMatrix:
     """
     if not is_power_of_two(n):
         raise ValueError(f"a Haar transform of all levels needs n to be a power of two, got {n}")
-    size = padded_size(n)
-    factors = identity_factors(2, size)
-    place = torch.zeros(size, dtype=torch.int64)  # of each output, before the permutation
+    factors = identity_factors(2, padded_size(n))
     if n == 1:
         return corner(n, factors, dtype)
-    for s in range(size.bit_length() - 1):
+    place = torch.zeros(n, dtype=torch.int64)  # of each output, before the permutation
+    for s in range(n.bit_length() - 1):
         stride = 1 << s
-        sums = torch.arange(0, size, stride)
+        sums = torch.arange(0, n, stride)
         factors[1, s, :, sums] = math.sqrt(0.5)
         factors[1, s, 0, sums[1::2]] *= -1
-        place[size // (2 * stride) : size // stride] = sums[1::2]
+        place[n // (2 * stride) : n // stride] = sums[1::2]
     return corner(n, torch.cat([factors, benes(place)]), dtype)

@@ -66,9 +66,9 @@ def _weighted_reversal(n: int) -> Tensor:
     for b in range(log_n):
         below_leading = index >= 2 << b
         second = is_second(n, 1 << b)
-        sign = torch.where(second, -1.0, 1.0)
+        sign = 1 - 2 * second.double()
         hadamard[b, 0] = torch.where(below_leading, sign * math.sqrt(0.5), 1.0)
-        hadamard[b, 1] = torch.where(below_leading, math.sqrt(0.5), 0.0)
+        hadamard[b, 1] = below_leading.double() * math.sqrt(0.5)
         odd ^= below_leading & second
     factors = torch.stack([hadamard, hadamard.flip(0)])
     # R has eigenvalue 1 or -1 for an even or odd number of ones below the leading bit.
