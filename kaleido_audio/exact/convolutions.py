@@ -56,8 +56,8 @@ def toeplitz(c: Vector, r: Vector | None = None, *, dtype: torch.dtype | None = 
     tensor([[1., 3., 4.],
             [2., 1., 3.]])
     """
-    r = torch.as_tensor(c).conj() if r is None else r
-    (column, row), dtype = read_vectors("a Toeplitz matrix", dtype, True, c=c, r=r)
+    (column, row), dtype = read_vectors("a Toeplitz matrix", dtype, True, c=c, r=c if r is None else r)
+    row = row.conj() if r is None else row
     return _toeplitz(torch.cat([row[1:].flip(0), column]), len(column), len(row), dtype)
 
 
@@ -79,8 +79,8 @@ def hankel(c: Vector, r: Vector | None = None, *, dtype: torch.dtype | None = No
     tensor([[1., 2., 3.],
             [2., 3., 4.]])
     """
-    r = torch.zeros_like(torch.as_tensor(c)) if r is None else r
-    (column, row), dtype = read_vectors("a Hankel matrix", dtype, True, c=c, r=r)
+    (column, row), dtype = read_vectors("a Hankel matrix", dtype, True, c=c, r=c if r is None else r)
+    row = torch.zeros_like(row) if r is None else row
     values = torch.cat([column, row[1:]])
     kernel = torch.cat([values, values.new_zeros(padded_size(len(values)) - len(values))])
     return corner(len(row), balanced(circular_correlation(kernel)), dtype, out_features=len(column))
@@ -121,10 +121,9 @@ def convolution(h: Vector, n: int, mode: str = "full", *, dtype: torch.dtype | N
     start, rows = ranges[mode]
     first = start - n + 1  # the index of h at output 0 and input n - 1
     band = torch.zeros(rows + n - 1, dtype=response.dtype)
-    inside = torch.arange(m)
-    inside = inside[(inside >= first) & (inside < first + len(band))]
-    band[inside - first] = response[inside]
-    return _toeplitz(band, rows, n, dtype, support=(int(inside[0]) - first, int(inside[-1]) - first))
+    start, stop = max(0, first), min(m, first + len(band))  # the part of h that is used
+    band[start - first : stop - first] = response[start:stop]
+    return _toeplitz(band, rows, n, dtype, support=(start - first, stop - first - 1))
 
 
 def _toeplitz(

@@ -29,7 +29,7 @@ def dft(n: int, *, bit_reversed: bool = False, dtype: torch.dtype = torch.comple
     merge into the outer stages.
 
     * n a power of two: the chirp exp(i pi j^2 / n) has period n, so the Toeplitz matrix is itself circulant and
-      the DFT is in (BB*)^1_1, in natural order. (The bound in the paper is (BB*)^2_1: an FFT and a bit reversal.)
+      the DFT is in (BB*)^1_1, in natural order. (An FFT and then a bit reversal would be (BB*)^2_1.)
     * any other n: the Toeplitz matrix is the corner of a circulant matrix of size N, the next power of two of 2n,
       so the DFT is in (BB*)^1_2.
     * with ``bit_reversed=True``: the decimation-in-frequency FFT, one B* (the second factor is the identity), so

@@ -29,8 +29,7 @@ def fastfood(
     """Fastfood: S H G P H B with diagonal S, G and B, a permutation P and the Hadamard matrix H.
 
     The stages of H commute, so that H is both a B* and a B; P is a B and then a B*. With the diagonals in the outer
-    stages that is B*, B, B*, B, so it is in (BB*)^2_1, and real for real vectors. (The bound in the
-    paper is (BB*)^3_2.)
+    stages that is B*, B, B*, B, so it is in (BB*)^2_1, and real for real vectors.
 
     Args:
         s: outer diagonal ``(n,)``, n a power of two. Le et al. have the factor 1 / (sigma sqrt(n)) in front, which is
@@ -72,8 +71,7 @@ def acdc(a: Vector, d: Vector, *, dtype: torch.dtype | None = None) -> KMatrix:
     In the row vectors of Moczulski et al. y = x A C D C^-1, with A and D diagonal. The transforms around d are a
     circular convolution of length 2n of the symmetric extension of a * x, whose kernel has the eigenvalues d. The
     extension is one B* and the convolution one BB*, so ACDC is in (BB*)^2_2 for n a power of two and in (BB*)^2_3
-    for any other n. (The bound in the paper is (BB*)^4.) The entries are real for real a and d, to rounding, but the
-    factors are complex.
+    for any other n. The entries are real for real a and d, to rounding, but the factors are complex.
 
     Args:
         a: diagonal before the transform ``(n,)``.

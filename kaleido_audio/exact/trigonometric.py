@@ -43,9 +43,7 @@ def dct(
     * type 1 of a power of two plus one: (BB*)^2_1, with L = 2(n - 1), the padded size of n.
     * any other n: (BB*)^2_3, as the DFT needs the size 3n.
 
-    The entries are real, to rounding, but the factors are complex: for a real result take the real part. (The paper's
-    (BB*)^2_1 takes the real part of a complex map with another matrix in its place; here the K-matrix itself is the
-    DCT, also on complex vectors.)
+    The entries are real, to rounding, but the factors are complex: for a real result take the real part.
 
     Args:
         n: length of the transform; at least 2 for type 1.

@@ -93,7 +93,13 @@ def test_types(given_type: torch.dtype, asked: torch.dtype | None, result: torch
 
 
 def test_a_list_is_read_in_full_precision() -> None:
-    assert_is(exact.circulant([0.1, 0.2, 0.7], dtype=torch.complex128), scipy_linalg.circulant([0.1, 0.2, 0.7]), 1, 2)
+    values = [0.1, 0.2, 0.7]
+    for ours, theirs in (
+        (exact.circulant, scipy_linalg.circulant),
+        (exact.toeplitz, scipy_linalg.toeplitz),
+        (exact.hankel, scipy_linalg.hankel),
+    ):
+        assert_is(ours(values, dtype=torch.complex128), theirs(values), 1, 2)
 
 
 @pytest.mark.parametrize(
