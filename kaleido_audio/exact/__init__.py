@@ -1,7 +1,35 @@
 """Exact K-matrices of known maps, built in float64 and rounded once to the type asked for."""
 
-from kaleido_audio.exact.fourier import dft, idft
+from kaleido_audio.exact.convolutions import circulant, convolution, hankel, toeplitz
+from kaleido_audio.exact.fourier import dft, dft2, idft, idft2
+from kaleido_audio.exact.haar import haar
 from kaleido_audio.exact.hadamard import hadamard
+from kaleido_audio.exact.hartley import hartley
 from kaleido_audio.exact.permutations import bit_reversal, permutation
+from kaleido_audio.exact.products import diagonal, kronecker
+from kaleido_audio.exact.structured_layers import acdc, fastfood
+from kaleido_audio.exact.trigonometric import dct, dst, idct, idst
 
-__all__ = ["bit_reversal", "dft", "hadamard", "idft", "permutation"]
+__all__ = [
+    "acdc",
+    "bit_reversal",
+    "circulant",
+    "convolution",
+    "dct",
+    "dft",
+    "dft2",
+    "diagonal",
+    "dst",
+    "fastfood",
+    "haar",
+    "hadamard",
+    "hankel",
+    "hartley",
+    "idct",
+    "idft",
+    "idft2",
+    "idst",
+    "kronecker",
+    "permutation",
+    "toeplitz",
+]

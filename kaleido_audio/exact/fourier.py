@@ -1,4 +1,4 @@
-"""The discrete Fourier transform of any length."""
+"""The discrete Fourier transform of any length, in one and two dimensions."""
 
 from __future__ import annotations
 
@@ -7,19 +7,33 @@ import math
 import torch
 from torch import Tensor
 
-from kaleido_audio.exact.permutations import benes, bit_reversal
+from kaleido_audio.exact.algebra import (
+    balanced,
+    check_complex,
+    check_length,
+    corner,
+    is_power_of_two,
+    scale_inputs,
+    scale_outputs,
+)
+from kaleido_audio.exact.permutations import bit_reversal
+from kaleido_audio.exact.products import kronecker
 from kaleido_audio.kmatrix import KMatrix, identity_factors, padded_size
 
 
 def dft(n: int, *, bit_reversed: bool = False, dtype: torch.dtype = torch.complex64) -> KMatrix:
     """The discrete Fourier transform of any length, as `torch.fft.fft`.
 
-    * n a power of two: the decimation-in-frequency FFT is one B* with bit-reversed output. The permutation back
-      to natural order is one BB*, so the DFT is in (BB*)^2_1. With ``bit_reversed=True`` that permutation is left
-      out and the map is in (BB*)^1_1: output i holds the frequency ``bit_reversal(n)[i]``.
-    * any other n: Bluestein's algorithm, chirp * Toeplitz(chirp) * chirp. The Toeplitz matrix is the corner of a
-      circulant matrix of size N, the next power of two of 2n, whose bit reversals cancel around its diagonal; the
-      chirps merge into the outer stages. So the DFT is in (BB*)^1_2, in natural order.
+    With jk = (j^2 + k^2 - (k - j)^2) / 2, it is chirp * Toeplitz(chirp) * chirp (Bluestein). A circulant matrix of
+    size N is one BB* of size N, whose bit reversals cancel around the diagonal of its eigenvalues, and the chirps
+    merge into the outer stages.
+
+    * n a power of two: the chirp exp(i pi j^2 / n) has period n, so the Toeplitz matrix is itself circulant and
+      the DFT is in (BB*)^1_1, in natural order. (An FFT and then a bit reversal would be (BB*)^2_1.)
+    * any other n: the Toeplitz matrix is the corner of a circulant matrix of size N, the next power of two of 2n,
+      so the DFT is in (BB*)^1_2.
+    * with ``bit_reversed=True``: the decimation-in-frequency FFT, one B* (the second factor is the identity), so
+      in (BB*)^1_1. Output i holds the frequency ``bit_reversal(n)[i]``.
 
     Args:
         n: length of the transform.
@@ -27,27 +41,23 @@ def dft(n: int, *, bit_reversed: bool = False, dtype: torch.dtype = torch.comple
         dtype: complex64 or complex128.
 
     Raises:
-        ValueError: ``bit_reversed`` with an n that is not a power of two.
+        ValueError: n < 1, a real dtype, or ``bit_reversed`` with an n that is not a power of two.
 
-    Source: Dao et al., ICLR 2020, lemma J.1; Bluestein, 1970.
+    Source: Bluestein, "A linear filtering approach to the computation of discrete Fourier transform", 1970; Dao et
+    al., ICLR 2020, lemma J.1.
 
     >>> x = torch.randn(400, dtype=torch.float64)
     >>> torch.allclose(dft(400, dtype=torch.complex128)(x), torch.fft.fft(x))
     True
     """
-    check_complex(dtype)
-    power_of_two = n & (n - 1) == 0
-    if bit_reversed and not power_of_two:
-        raise ValueError(f"bit_reversed needs n to be a power of two, got {n}")
-    if n == 1:
-        return KMatrix(1, dtype=dtype, init="identity")
-    if not power_of_two:
-        return KMatrix.from_factors(n, _bluestein(n).to(dtype), expansion=2)
-    fourier = frequency_decimated(n).unsqueeze(0)
-    factors = torch.cat([fourier, identity_factors(1, n, fourier.dtype)])
+    check_complex(dtype, "a Fourier transform")
+    check_length(n)
     if not bit_reversed:
-        factors = torch.cat([factors, benes(bit_reversal(n).tolist()).to(fourier.dtype)])
-    return KMatrix.from_factors(n, factors.to(dtype))
+        return corner(n, balanced(_dft_factors(n)), dtype)
+    if not is_power_of_two(n):
+        raise ValueError(f"bit_reversed needs n to be a power of two, got {n}")
+    fourier = frequency_decimated(padded_size(n)).unsqueeze(0)
+    return corner(n, torch.cat([fourier, identity_factors(1, padded_size(n), fourier.dtype)]), dtype)
 
 
 def idft(n: int, *, dtype: torch.dtype = torch.complex64) -> KMatrix:
@@ -59,24 +69,111 @@ def idft(n: int, *, dtype: torch.dtype = torch.complex64) -> KMatrix:
         n: length of the transform.
         dtype: complex64 or complex128.
 
+    Raises:
+        ValueError: n < 1 or a real dtype.
+
     >>> x = torch.randn(12, dtype=torch.complex128)
     >>> torch.allclose(idft(12, dtype=torch.complex128)(dft(12, dtype=torch.complex128)(x)), x)
     True
     """
-    check_complex(dtype)
-    forward = dft(n, dtype=torch.complex128)
-    factors = forward.factors.detach().conj().resolve_conj().clone()
-    if n & (n - 1) == 0:
-        factors[0] *= (1 / n) ** (1 / max(1, factors.shape[1]))
-    else:
-        factors *= (1 / n) ** (1 / (factors.shape[0] * factors.shape[1]))
-    return KMatrix.from_factors(n, factors.to(dtype), expansion=forward.expansion)
+    check_complex(dtype, "a Fourier transform")
+    check_length(n)
+    return corner(n, balanced(scale_outputs(_dft_factors(n).conj().resolve_conj(), 1 / n)), dtype)
 
 
-def check_complex(dtype: torch.dtype) -> None:
-    """Raise where a Fourier transform is asked for in a real type."""
-    if dtype not in (torch.complex64, torch.complex128):
-        raise ValueError(f"a Fourier transform is complex: expected complex64 or complex128, got {dtype}")
+def dft2(rows: int, columns: int, *, dtype: torch.dtype = torch.complex64) -> KMatrix:
+    """The two-dimensional DFT on flattened matrices, ``torch.fft.fft2(x).flatten()`` of x ``(rows, columns)``.
+
+    The Kronecker product of two DFTs, in the class that `kronecker` states: (BB*)^1_1 for powers of two > 1,
+    (BB*)^1_2 where only ``rows`` is not one of them, else (BB*)^3_e with e at most 8.
+
+    Args:
+        rows: first size of the matrices.
+        columns: second size of the matrices.
+        dtype: complex64 or complex128.
+
+    Shape:
+        n and out_features are ``rows * columns``, in row-major order.
+
+    Raises:
+        ValueError: a size < 1 or a real dtype.
+
+    >>> x = torch.randn(3, 8, dtype=torch.float64)
+    >>> torch.allclose(dft2(3, 8, dtype=torch.complex128)(x.flatten()), torch.fft.fft2(x).flatten())
+    True
+    """
+    return kronecker(dft(rows, dtype=dtype), dft(columns, dtype=dtype))
+
+
+def idft2(rows: int, columns: int, *, dtype: torch.dtype = torch.complex64) -> KMatrix:
+    """The inverse of `dft2`, as `torch.fft.ifft2` on flattened matrices, in the same class.
+
+    Args:
+        rows: first size of the matrices.
+        columns: second size of the matrices.
+        dtype: complex64 or complex128.
+
+    Raises:
+        ValueError: a size < 1 or a real dtype.
+
+    >>> torch.allclose(idft2(2, 4)(dft2(2, 4)(torch.ones(8))), torch.ones(8, dtype=torch.complex64))
+    True
+    """
+    return kronecker(idft(rows, dtype=dtype), idft(columns, dtype=dtype))
+
+
+def _dft_factors(n: int) -> Tensor:
+    """A BB* whose upper-left n x n corner is the DFT of length n."""
+    if is_power_of_two(n):
+        size = padded_size(n)  # one point: a corner of two
+        return chirped_dft(size, size, range(size))
+    return chirped_dft(n, padded_size(n, 2), range(1 - n, n))
+
+
+def chirped_dft(length: int, size: int, differences: range) -> Tensor:
+    """A BB* ``(2, log2 size, 2, size)`` with the entries of a DFT, at indices taken modulo its size.
+
+    Entry (k, q modulo size), for k and q between -size/2 and size/2, is exp(-2 pi i k q / length) where k - q is
+    one of ``differences``. Where size = length, it is for all k and q.
+
+    Args:
+        length: length of the DFT.
+        size: a power of two, at least the number of differences unless it is a multiple of an even length.
+        differences: the values that k - q takes.
+    """
+    index = torch.arange(size)
+    signed = index - size * (index >= size // 2)
+    chirp = _chirp(signed, length)
+    steps = torch.arange(differences.start, differences.stop)
+    kernel = torch.zeros(size, dtype=torch.complex128)
+    kernel[steps % size] = _chirp(steps, length).conj()
+    return scale_outputs(scale_inputs(circular_convolution(kernel), chirp), chirp)
+
+
+def _chirp(t: Tensor, length: int) -> Tensor:
+    """exp(-i pi t^2 / length), with t^2 reduced in integers so that large t keep their precision."""
+    return unit(-(t * t % (2 * length)), 2 * length)
+
+
+def circular_convolution(kernel: Tensor) -> Tensor:
+    """The BB* ``(2, log2 N, 2, N)`` of the circulant matrix with this first column ``(N,)``.
+
+    F^-1 diag(F kernel) F, with the middle in bit-reversed order.
+    """
+    size = len(kernel)
+    spectrum = torch.fft.fft(kernel)[bit_reversal(size)]
+    factors = torch.stack([frequency_decimated(size), inverse_time_decimated(size)])
+    factors[0, -1] *= spectrum / size
+    return factors
+
+
+def circular_correlation(kernel: Tensor) -> Tensor:
+    """The BB* ``(2, log2 N, 2, N)`` of ``y[k] = sum_j kernel[(k + j) mod N] x[j]``: the forward DFT is conjugated."""
+    size = len(kernel)
+    spectrum = torch.fft.fft(kernel)[bit_reversal(size)]
+    factors = torch.stack([frequency_decimated(size).conj(), inverse_time_decimated(size)])
+    factors[0, -1] *= spectrum / size
+    return factors
 
 
 def is_second(n: int, stride: int) -> Tensor:
@@ -110,30 +207,6 @@ def inverse_time_decimated(n: int) -> Tensor:
         factor[s, 0] = torch.where(second, -twiddle, 1.0)
         factor[s, 1] = torch.where(second, 1.0, twiddle)
     return factor
-
-
-def _bluestein(n: int) -> Tensor:
-    """The BB* ``(2, log2 N, 2, N)`` whose upper-left n x n corner is the DFT of length n."""
-    size = padded_size(n, 2)
-    log_size = size.bit_length() - 1
-    index = torch.arange(size)
-    # exp(-i pi j^2 / n), with j^2 reduced in integers so that large j keep their precision.
-    chirp = unit(-(index * index % (2 * n)), 2 * n)
-    kernel = torch.zeros(size, dtype=torch.complex128)
-    kernel[:n] = chirp[:n].conj()
-    kernel[size - n + 1 :] = chirp[1:n].flip(0).conj()
-    spectrum = torch.fft.fft(kernel)[bit_reversal(size)]
-
-    factors = torch.stack([frequency_decimated(size), inverse_time_decimated(size)])
-    # Every stage gets the same gain, so that one learning rate suits them all.
-    level = spectrum.abs().mean() / size
-    factors *= level ** (1 / (2 * log_size))
-    first_stride = size // 2
-    factors[0, 0, 0] *= chirp
-    factors[0, 0, 1] *= chirp[index ^ first_stride]
-    factors[0, -1] *= spectrum / (level * size)
-    factors[1, -1] *= chirp
-    return factors
 
 
 def unit(numerator: Tensor, denominator: int) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from kaleido_audio.exact.algebra import corner, is_power_of_two
 from kaleido_audio.exact.fourier import is_second
 from kaleido_audio.kmatrix import KMatrix, identity_factors, padded_size
 
@@ -24,13 +26,17 @@ def hadamard(n: int, *, dtype: torch.dtype = torch.float32) -> KMatrix:
     tensor([[ 1.,  1.],
             [ 1., -1.]])
     """
-    if n < 1 or n & (n - 1):
+    if not is_power_of_two(n):
         raise ValueError(f"a Hadamard matrix of Sylvester's kind needs n to be a power of two, got {n}")
-    size = padded_size(n)
-    factors = identity_factors(2, size)
+    factors = identity_factors(2, padded_size(n))
     if n > 1:
-        for s in range(size.bit_length() - 1):
-            second = is_second(size, size >> (s + 1))
-            factors[0, s, 0] = torch.where(second, -1.0, 1.0).double()
-            factors[0, s, 1] = 1
-    return KMatrix.from_factors(n, factors.to(dtype))
+        factors[0] = hadamard_factor(n)
+    return corner(n, factors, dtype)
+
+
+def hadamard_factor(n: int) -> Tensor:
+    """The B* ``(log2 n, 2, n)`` of the Hadamard matrix; its stages commute, so in reverse order it is a B."""
+    factor = torch.ones(n.bit_length() - 1, 2, n, dtype=torch.float64)
+    for s, stage in enumerate(factor):
+        stage[0, is_second(n, n >> (s + 1))] = -1
+    return factor

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kaleido_audio.kmatrix import KMatrix, identity_factors, padded_size
+from kaleido_audio.kmatrix import KMatrix, padded_size
 
 
 def permutation(p: Sequence[int] | Tensor, *, dtype: torch.dtype = torch.float32) -> KMatrix:
@@ -28,11 +28,21 @@ def permutation(p: Sequence[int] | Tensor, *, dtype: torch.dtype = torch.float32
     >>> permutation([2, 0, 1])(torch.tensor([10.0, 11.0, 12.0])).tolist()
     [12.0, 10.0, 11.0]
     """
-    p = [int(i) for i in p]
+    p = check_permutation(p)
     n = len(p)
-    if n == 0 or sorted(p) != list(range(n)):
-        raise ValueError(f"expected each of 0, ..., n - 1 once, got {p[:10]}{'...' if n > 10 else ''} (n = {n})")
-    return KMatrix.from_factors(n, benes([*p, *range(n, padded_size(n))]).to(dtype))
+    return KMatrix.from_factors(n, benes(torch.cat([p, torch.arange(n, padded_size(n))])).to(dtype))
+
+
+def check_permutation(p: Sequence[int] | Tensor) -> Tensor:
+    """``p`` as an int64 tensor ``(n,)``, or a ValueError where it is not each of 0, ..., n - 1 once."""
+    given = torch.as_tensor(p).cpu()
+    n = given.numel()
+    indices = given.long()
+    integers = bool((given == indices).all())
+    if given.ndim != 1 or n == 0 or not integers or not torch.equal(indices.sort().values, torch.arange(n)):
+        shown = given.flatten()[:10].tolist()
+        raise ValueError(f"expected each of 0, ..., n - 1 once, got {shown}{'...' if n > 10 else ''} (n = {n})")
+    return indices
 
 
 def bit_reversal(n: int) -> Tensor:
@@ -52,42 +62,48 @@ def bit_reversal(n: int) -> Tensor:
     return result
 
 
-def benes(p: list[int]) -> Tensor:
-    """The BB* ``(2, log2 n, 2, n)`` of ``y[i] = x[p[i]]``, by the looping algorithm.
+def benes(p: Tensor) -> Tensor:
+    """The BB* ``(2, log2 n, 2, n)`` of ``y[i] = x[p[i]]``, by the looping algorithm, in O(n log^2 n) operations.
 
     Stage s of B* and its mirror in B swap within pairs n/2^(s+1) apart. Of each pair of inputs, and of each pair
-    of outputs, one member goes through the upper half-size network and one through the lower; fixing one member
-    fixes its partner, and following the loop of partners colours all of them.
+    of outputs, one member goes through the upper half-size network and one through the lower. So outputs that are
+    two steps apart, over a pair of outputs and then a pair of inputs, go the same way: they form orbits of a
+    permutation, and the orbits of the two members of a pair go different ways. All sub-networks of a size are
+    coloured at once; the smallest member of every orbit is found by doubling the length of the step.
+
+    Args:
+        p: int64 indices ``(n,)``, each of 0, ..., n - 1 once; n a power of two.
     """
     n = len(p)
     log_n = n.bit_length() - 1
-    swap_in = torch.zeros(log_n, n, dtype=torch.bool)
-    swap_out = torch.zeros(log_n, n, dtype=torch.bool)
-    networks = [(0, p)]  # position of the first wire, permutation of the wires of that sub-network
+    wire = torch.arange(n)
+    factors = torch.empty(2, log_n, 2, n, dtype=torch.float64)
     for s in range(log_n):
-        inner_networks = []
-        for offset, q in networks:
-            half = len(q) // 2
-            inverse = [0] * len(q)
-            for i, source in enumerate(q):
-                inverse[source] = i
-            lower = [-1] * len(q)  # per output: whether it comes through the lower sub-network
-            for start in range(half):
-                output = start
-                while lower[output] < 0:
-                    lower[output] = 0
-                    lower[output ^ half] = 1
-                    output = inverse[q[output ^ half] ^ half]
-            upper_q, lower_q = [0] * half, [0] * half
-            for output, source in enumerate(q):
-                (lower_q if lower[output] else upper_q)[output % half] = source % half
-                swap_out[s, offset + output] = lower[output] != output // half
-                swap_in[s, offset + source] = lower[output] != source // half
-            inner_networks += [(offset, upper_q), (offset + half, lower_q)]
-        networks = inner_networks
-    factors = identity_factors(2, n)
-    for s in range(log_n):
-        for factor, stage, swap in ((0, s, swap_in[s]), (1, log_n - 1 - s, swap_out[s])):
-            factors[factor, stage, 0] = (~swap).double()
-            factors[factor, stage, 1] = swap.double()
+        half = n >> (s + 1)
+        inverse = torch.empty_like(p)
+        inverse[p] = wire
+        step = inverse[p[wire ^ half] ^ half]
+        smallest = wire
+        for _ in range(log_n - 1 - s):  # an orbit has at most half the wires of a sub-network
+            smallest = torch.minimum(smallest, smallest[step])
+            step = step[step]
+        lower = (smallest > smallest[wire ^ half]).long() * half
+        for factor, stage, wires in ((0, s, p), (1, log_n - 1 - s, wire)):
+            swap = torch.empty(n, dtype=torch.bool)
+            swap[wires] = lower != wires & half
+            factors[factor, stage] = torch.stack([~swap, swap])
+        # Output i and its source move to the half that they go through.
+        inner = torch.empty_like(p)
+        inner[wire & ~half | lower] = p & ~half | lower
+        p = inner
     return factors
+
+
+def increasing_benes(p: Tensor) -> Tensor:
+    """As `benes`, with increasing strides first: a factor of the B form and then one of the B* form.
+
+    Between two factors, B* before and B after it, a permutation so adds only one BB* instead of standing apart.
+    Reversing the bits of every index turns either form into the other.
+    """
+    reverse = bit_reversal(len(p))
+    return benes(reverse[p[reverse]])[..., reverse]

@@ -1,0 +1,84 @@
+"""What holds for every exact K-matrix: cost of construction, gradients, float32."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kaleido_audio import KMatrix, exact
+
+
+def vector(n: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def shuffled(n: int) -> torch.Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0))
+
+
+MAPS: dict[str, Callable[[int], KMatrix]] = {
+    "acdc": lambda n: exact.acdc(vector(n), vector(n, 1)),
+    "circulant": lambda n: exact.circulant(vector(n)),
+    "convolution": lambda n: exact.convolution(vector(n // 2), n),
+    "dct": lambda n: exact.dct(n),
+    "dct, other length": lambda n: exact.dct(n - 1),
+    "dft": lambda n: exact.dft(n),
+    "dft, other length": lambda n: exact.dft(n - 1),
+    "dft2": lambda n: exact.dft2(n // 8, 8),
+    "dft2, other length": lambda n: exact.dft2(n // 32, 5),
+    "diagonal": lambda n: exact.diagonal(vector(n)),
+    "dst": lambda n: exact.dst(n),
+    "fastfood": lambda n: exact.fastfood(vector(n), vector(n, 1), shuffled(n), vector(n, 2)),
+    "haar": lambda n: exact.haar(n),
+    "hadamard": lambda n: exact.hadamard(n),
+    "hankel": lambda n: exact.hankel(vector(n), vector(n, 1)),
+    "hartley": lambda n: exact.hartley(n),
+    "hartley, other length": lambda n: exact.hartley(n - 1),
+    "permutation": lambda n: exact.permutation(shuffled(n)),
+    "toeplitz": lambda n: exact.toeplitz(vector(n), vector(n, 1)),
+}
+
+
+class Elements(TorchDispatchMode):
+    """Counts the elements that operators write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            self.count += tensor.numel() if isinstance(tensor, torch.Tensor) else 0
+        return result
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_construction_takes_n_log_squared_n(name: str) -> None:
+    with Elements() as short:
+        MAPS[name](256)
+    with Elements() as long:
+        MAPS[name](4096)
+    # n log^2 n grows by 16 * 2.25, n^2 by 256.
+    assert long.count <= 16 * 2.25 * 1.2 * short.count
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_gradients_are_finite_and_reach_the_coefficients(name: str) -> None:
+    k = MAPS[name](64)
+    k = k.double()
+    x = vector(k.in_features, 3).requires_grad_()
+    k(x).abs().square().sum().backward()
+    for gradient in (x.grad, k.weight.grad):
+        assert gradient is not None and gradient.isfinite().all() and gradient.abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_float32_has_the_error_of_an_fft(name: str) -> None:
+    k = MAPS[name](1024).double()
+    x = vector(k.in_features, 3)
+    expected = k(x)
+    error = (k.float()(x.float()) - expected).abs().max() / expected.abs().max()
+    assert error <= 3e-6
