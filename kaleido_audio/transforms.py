@@ -217,7 +217,7 @@ class KSpectrogram(Spectrogram):
         F.check_at_least("expansion", expansion, 1)
         transform, order = _make_transform(n_fft, init, width, expansion, _COMPLEX[self.window.dtype])
         self.transform = transform
-        self.transform.weight.requires_grad_("transform" in self.learnable)
+        self.transform.requires_grad_("transform" in self.learnable)
         self.register_buffer("rows", order[: self.n_features].clone(), persistent=False)
         if "window" in self.learnable:
             window = self.window
@@ -249,17 +249,10 @@ class KSpectrogram(Spectrogram):
             self.normalized,
             self.center,
             self.pad_mode,
-            factors=self._factors(),
+            factors=self.transform.factors,
             rows=self.rows,
             lengths=lengths,
         )
-
-    def _factors(self) -> Tensor:
-        # A complex view of half-precision numbers does not exist: `functional` explains what to do by the
-        # window's type, and must get that far.
-        if self.transform.weight.dtype in _FLOAT:
-            return self.transform.factors
-        return self.transform.weight
 
     def extra_repr(self) -> str:
         """Sizes, in samples, the power, and what is learnable."""
