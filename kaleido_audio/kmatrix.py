@@ -52,7 +52,7 @@ class KMatrix(nn.Module):
     `kaleido_audio.ops.butterfly_multiply` takes them.
 
     ================ ================================ ======================= =======================
-    constraint       parameters (real)                numbers in a BB*        numbers in a BB*, tied
+    constraint       parameters                       numbers per BB*         numbers per BB*, tied
     ================ ================================ ======================= =======================
     None             ``weight``                       4 N log2 N              8 (N - 1)
     ``"orthogonal"`` ``angles``                       N log2 N                2 (N - 1)
@@ -87,8 +87,8 @@ class KMatrix(nn.Module):
     Raises:
         ValueError: an option or a shape that does not fit, with what was expected.
 
-    Source: Dao et al., ICLR 2020, definition 2.3 (width) and 2.4 (expansion); section 2.4 of its predecessor,
-    "Learning Fast Algorithms for Linear Transforms Using Butterfly Factorizations", ICML 2019 (weight tying).
+    Source: Dao et al., ICLR 2020, definition 2.3 (width) and 2.4 (expansion); tied weights: Dao et al., "Learning
+    Fast Algorithms for Linear Transforms Using Butterfly Factorizations", ICML 2019.
 
     >>> k = KMatrix(6, init="identity")
     >>> k(torch.arange(6.0)).detach()
@@ -123,6 +123,9 @@ class KMatrix(nn.Module):
             raise ValueError(f"expected dtype in {_DTYPES}, got {dtype}")
         if constraint not in _CONSTRAINTS:
             raise ValueError(f"expected constraint in {_CONSTRAINTS}, got {constraint!r}")
+        inits = _INITS if constraint is None else ("orthogonal", "identity")
+        if not isinstance(init, KMatrix) and init not in inits:
+            raise ValueError(f"expected init in {inits} or a KMatrix for constraint={constraint!r}, got {init!r}")
         self.in_features = n
         self.out_features = out_features
         self.width = width
@@ -148,10 +151,11 @@ class KMatrix(nn.Module):
         if not self._has_weight_as_factors:
             self.register_buffer("block_index", block_index(self.size, tied=tied), persistent=False)
 
-        self.init = init if isinstance(init, str) else None
+        self.init: str | None = None
         if isinstance(init, KMatrix):
             self._set_factors(self._widened(init))
         else:
+            self.init = init
             self.reset_parameters()
 
     @classmethod
@@ -172,10 +176,11 @@ class KMatrix(nn.Module):
         [4.0, 3.0]
         """
         longer = n if out_features is None else max(n, out_features)
-        if factors.ndim != 4 or factors.shape[0] % 2 or factors.shape[-1] != padded_size(longer, expansion):
+        size = padded_size(longer, expansion)
+        if factors.shape[1:] != (size.bit_length() - 1, 2, size) or factors.shape[0] % 2:
             raise ValueError(
-                f"expected factors (2 * width, log2 N, 2, N) with N = {padded_size(longer, expansion)} for "
-                f"n = {longer} and expansion = {expansion}, got {tuple(factors.shape)}"
+                f"expected factors (2 * width, log2 N, 2, N) with N = {size} for n = {longer} and expansion = "
+                f"{expansion}, got {tuple(factors.shape)}"
             )
         k = cls(
             n,
@@ -274,7 +279,8 @@ class KMatrix(nn.Module):
 
         ``self @ other`` is the same. The widths add up, and the size is the larger of the two. The corner that is
         cut between the two costs nothing: the rows of the last stage of ``other`` that it drops are set to zero. The
-        result has the more precise type, and is complex if either is.
+        result has the more precise type, and is complex if either is; its expansion is the larger of the two, or
+        what gives its sides that size.
 
         Args:
             other: a K-matrix with as many rows as this one has columns, on the same device.
@@ -328,13 +334,8 @@ class KMatrix(nn.Module):
             blocks = random_unitary_blocks(self._blocks_shape, dtype)
         elif self.init == "identity":
             blocks, gain = identity_blocks(self._blocks_shape, dtype), 1.0
-        elif self.init == "normal" and self.constraint is None:
-            blocks = random_normal_blocks(self._blocks_shape, dtype)
         else:
-            names = _INITS if self.constraint is None else _INITS[:2]
-            raise ValueError(
-                f"expected init in {names} or a KMatrix (constraint={self.constraint!r}), got {self.init!r}"
-            )
+            blocks = random_normal_blocks(self._blocks_shape, dtype)
         if self.constraint is None:
             blocks = blocks * gain ** (1 / (2 * self.width * (self.size.bit_length() - 1)))
         if not self._has_weight_as_factors:
@@ -430,4 +431,4 @@ def _coefficients(parameter: Tensor, is_complex: bool) -> Tensor:
 
 
 def _as_real(coefficients: Tensor) -> Tensor:
-    return torch.view_as_real(coefficients) if coefficients.is_complex() else coefficients
+    return torch.view_as_real(coefficients.resolve_conj()) if coefficients.is_complex() else coefficients

@@ -421,6 +421,11 @@ def test_from_one_of_its_own_kind(options, dtype) -> None:
     assert torch.equal(plain.factors, source.factors)
 
 
+def test_from_factors_resolves_a_lazy_conjugate() -> None:
+    k = exact.dft(8, dtype=torch.complex128)
+    assert_near(KMatrix.from_factors(8, k.factors.detach().conj()).to_dense(), k.to_dense().conj())
+
+
 def test_from_factors_keeps_the_device() -> None:
     assert KMatrix.from_factors(4, torch.zeros(2, 2, 2, 4, device="meta")).weight.device.type == "meta"
 
@@ -595,7 +600,11 @@ def test_a_kmatrix_learns_a_rotation_of_the_circle() -> None:
         (lambda: KMatrix(8, init=KMatrix(4)), "4 x 4, size 4 and width 1; expected 8 x 8"),
         (lambda: KMatrix(4, init=KMatrix(4, width=2)), "width <= 1"),
         (lambda: KMatrix(4, init=KMatrix(4, dtype=torch.complex64)), "complex dtype"),
+        (lambda: KMatrix(4, init=None), "expected init in .* got None"),
         (lambda: KMatrix.from_factors(4, torch.zeros(2, 3, 2, 8)), "N = 4"),
+        (lambda: KMatrix.from_factors(4, torch.zeros(2, 1, 2, 4)), r"got \(2, 1, 2, 4\)"),
+        (lambda: KMatrix.from_factors(4, torch.zeros(3, 2, 2, 4)), r"got \(3, 2, 2, 4\)"),
+        (lambda: KMatrix(8)(torch.tensor(1.0)), r"\(\.\.\., 8\), got \(\)"),
         (lambda: KMatrix(8)(torch.zeros(3, 7)), r"\(\.\.\., 8\), got \(3, 7\)"),
     ],
 )
