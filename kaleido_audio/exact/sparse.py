@@ -27,10 +27,12 @@ def sparse(matrix: Any, *, expansion: int | None = None, dtype: torch.dtype | No
     * At most one nonzero in each row and column, as in a permutation: (BB*)^1_1.
     * Nonzeros on a staircase that goes down the rows and never back over the columns, as in bidiagonal matrices,
       repetition and sums of neighbours: (BB*)^1_e for s <= e n.
-    * s <= e n in general: (BB*)^2_e. Empty rows and columns between others take a place too; where there is no
-      room for them, one more BB* gathers the columns, and one more spreads the rows.
+    * s <= e n in general: (BB*)^2_e.
     * Any s: (BB*)^w_4 with w = 2 ceil(s / 2n). The nonzeros go column by column in chunks; the columns not yet
       finished and the sums so far are carried along.
+
+    In the second and third case, empty rows and columns between others take places too. Where there is no room
+    for them, one more BB* gathers the columns first, and one more spreads the rows last.
 
     Theorem 3 of the paper has w = 4 ceil(s / n) with e = 4.
 
@@ -136,15 +138,13 @@ def _nonzeros(matrix: Any) -> _Nonzeros:
         indices = matrix.nonzero().T
         values = matrix[tuple(indices)]
     m, n = matrix.shape
-    # Coalescing sums what is given twice and sorts by the first index: that of the columns.
-    by_column = torch.sparse_coo_tensor(
-        indices.cpu().long().flip(0), as_double(values), (n, m), check_invariants=True
-    ).coalesce()
-    columns, rows = by_column.indices()
-    values = by_column.values()
+    rows, columns = indices.cpu().long()
+    # Column by column, with what is given twice summed.
+    places, inverse = torch.unique(columns * m + rows, return_inverse=True)
+    values = as_double(values).new_zeros(len(places)).index_add(0, inverse, as_double(values))
     check_finite(values, "matrix")
     kept = values != 0
-    return _Nonzeros(rows[kept], columns[kept], values[kept], (m, n))
+    return _Nonzeros(places[kept] % m, places[kept] // m, values[kept], (m, n))
 
 
 def _narrowest(nonzeros: _Nonzeros, size: int) -> tuple[int, list[int]] | None:
