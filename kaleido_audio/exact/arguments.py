@@ -19,7 +19,7 @@ def as_matrix(matrix: Any, name: str) -> Tensor:
     Raises:
         ValueError: not 2-D, empty, or with entries that are not finite.
     """
-    tensor = matrix if isinstance(matrix, Tensor) else torch.from_numpy(np.asarray(matrix))
+    tensor = matrix if isinstance(matrix, Tensor) else torch.from_numpy(np.array(matrix, order="C"))
     tensor = as_double(tensor.detach())
     check_matrix_shape(tuple(tensor.shape), name)
     check_finite(tensor, name)

@@ -20,12 +20,13 @@ def circuit(n: int, gates: Sequence[Gate], outputs: Sequence[int], *, dtype: tor
     Wires 0, ..., n - 1 are the inputs, wire n + g is gate g. A gate is a weighted sum of earlier wires:
     ``{0: 1.0, 4: -0.5}`` is ``wire 0 - 0.5 * wire 4``.
 
-    A circuit of depth d, the most gates on a path, is in (BB*)^w_e with w = 2 d at most: gates of one depth are
-    one sparse layer, which also carries the wires that later layers read. A layer takes a place for each wire that
-    its gates read and each that it carries, and e is the next power of two of these places over n (or over the
-    number of outputs, if larger): at most 2 (n + 2 s) / n for s gates of two wires each and at most n outputs.
-    Layers such as permutations and sums of neighbours take one BB*, not two. Gates that no output needs are left
-    out. The paper has (BB*)^O(d)_O(s/n).
+    A circuit of depth d (the most gates on a path) is in (BB*)^w_e with w <= 2 d, or 1 or 2 without gates: the gates
+    of one depth are one sparse layer, which also carries the wires that later layers read. A layer takes a place
+    for each wire that its gates read and each that it carries: at most n + 2 s places for s gates of two wires each,
+    if no output is repeated. The factors have the size of the largest layer, so e is in O(1 + s / n). Layers that
+    only permute, or only sum neighbours, take one BB* instead of two. Gates that no output needs are left out.
+
+    Theorem 1 of the paper has w in O(d) and e in O(s / n).
 
     Args:
         n: number of inputs.
@@ -72,7 +73,7 @@ def _check_wires(n: int, gates: Sequence[Gate], outputs: Sequence[int]) -> None:
                 )
     for wire in outputs:
         if not 0 <= wire < n + len(gates):
-            raise ValueError(f"output wire {wire} does not exist: expected wires 0, ..., {n + len(gates) - 1}")
+            raise ValueError(f"output {wire} is not a wire: expected wires 0, ..., {n + len(gates) - 1}")
 
 
 def _layers(n: int, gates: Sequence[Gate], outputs: Sequence[int], dtype: torch.dtype) -> list[Layer]:

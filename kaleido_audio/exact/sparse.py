@@ -68,7 +68,7 @@ def sparse(matrix: Any, *, expansion: int | None = None, dtype: torch.dtype | No
         if plan is None:
             continue
         width, bounds = plan
-        cost = width * size * size.bit_length()
+        cost = width * size * (size.bit_length() - 1)
         if cheapest is None or cost < cheapest[0]:
             cheapest = cost, e, size, bounds
     if cheapest is None:
@@ -132,7 +132,7 @@ def _nonzeros(matrix: Any) -> _Nonzeros:
     elif hasattr(matrix, "tocoo"):
         check_matrix_shape(matrix.shape, "matrix")
         coo = matrix.tocoo()
-        indices, values = torch.from_numpy(np.stack([coo.row, coo.col])), torch.from_numpy(coo.data)
+        indices, values = torch.from_numpy(np.stack([coo.row, coo.col])), torch.from_numpy(coo.data.copy())
     else:
         matrix = as_matrix(matrix, "matrix")
         indices = matrix.nonzero().T

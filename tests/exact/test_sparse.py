@@ -24,7 +24,7 @@ def matrices(draw, max_side: int = 20) -> np.ndarray:
     return random.integers(1, 9, (m, n)) * random.choice([-1, 1], (m, n)) * (random.random((m, n)) < density)
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(matrices(), st.sampled_from([None, 2, 3, 4, 8]))
 def test_equals_the_matrix_to_the_last_bit(matrix, expansion) -> None:
     k = exact.sparse(matrix, expansion=expansion)
@@ -32,7 +32,7 @@ def test_equals_the_matrix_to_the_last_bit(matrix, expansion) -> None:
     assert k.expansion == expansion if expansion else k.expansion in (1, 2, 4)
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(matrices())
 def test_class(matrix) -> None:
     n, s = max(matrix.shape), np.count_nonzero(matrix)
@@ -74,7 +74,11 @@ def test_without_expansion_it_is_equal_or_refused(matrix) -> None:
         (np.ones((1, 8)), 1, 1),
         (np.ones((8, 1)), 1, 1),
         (np.eye(8) + np.eye(8)[::-1], 2, 2),
-        (np.eye(16) + np.eye(16, k=1) + np.eye(16, k=-1), 2, 4),  # tridiagonal
+        (
+            np.eye(16) + np.eye(16, k=1) + np.eye(16, k=-1),
+            4,
+            2,
+        ),  # tridiagonal: 640 multiplications a factor, 768 in (BB*)^2_4
     ],
 )
 def test_class_of_known_patterns(matrix, width, expansion) -> None:
@@ -105,6 +109,7 @@ def test_dtypes(dtype) -> None:
     assert exact.sparse(matrix).factors.dtype == (torch.complex64 if dtype.is_complex else torch.float32)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse")  # torch says that its sparse tensors are in beta
 def test_every_kind_of_matrix() -> None:
     rows, columns = [0, 2, 2, 0, 1, 1], [1, 0, 3, 1, 2, 0]
     values = [1.0, 2.0, 3.0, 4.0, 0.0, 5.0]  # entry (0, 1) twice, a stored zero
@@ -137,9 +142,8 @@ def test_every_kind_of_matrix() -> None:
     assert torch.equal(exact.sparse(lazy).to_dense(), torch.tensor([[1.0], [-2.0j]]))
 
 
-@pytest.mark.parametrize("per_row", [1, 4, 8])
-def test_large(per_row: int) -> None:
-    n = 4096
+@pytest.mark.parametrize(("n", "per_row"), [(4096, 3), (512, 12)])
+def test_large(n: int, per_row: int) -> None:
     matrix = scipy_sparse.random(n, n, density=per_row / n, format="csr", random_state=1)
     k = exact.sparse(matrix, expansion=4, dtype=torch.float64)
     assert k.width <= 2 * ceil(matrix.nnz / (2 * n))
