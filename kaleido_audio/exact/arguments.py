@@ -1,7 +1,8 @@
-"""What users pass to the constructions: matrices of any kind, and the type of the result."""
+"""What users pass to the constructions from entries: matrices of any kind, and the type of the result."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor
 
 
-def as_matrix(matrix: Any, name: str) -> Tensor:
-    """A dense matrix as a float64 or complex128 tensor on the CPU.
+def as_matrix(matrix: Any, name: str) -> tuple[Tensor, torch.dtype]:
+    """A dense matrix in float64 or complex128 on the CPU, and the type that it was given in.
 
     Args:
         matrix: a tensor, an array or nested lists.
@@ -19,16 +20,23 @@ def as_matrix(matrix: Any, name: str) -> Tensor:
     Raises:
         ValueError: not 2-D, empty, or with entries that are not finite.
     """
-    tensor = matrix if isinstance(matrix, Tensor) else torch.from_numpy(np.array(matrix, order="C"))
-    tensor = as_double(tensor.detach())
-    check_matrix_shape(tuple(tensor.shape), name)
-    check_finite(tensor, name)
-    return tensor
+    if isinstance(matrix, np.ndarray):
+        matrix = np.array(matrix, order="C")  # tensors have no negative strides
+    dtype = torch.as_tensor(matrix).dtype
+    check_matrix_shape(tuple(torch.as_tensor(matrix).shape), name)
+    values = as_double(torch.as_tensor(matrix, dtype=double(dtype)))
+    check_finite(values, name)
+    return values, dtype
+
+
+def double(dtype: torch.dtype) -> torch.dtype:
+    """complex128 for a complex type, else float64."""
+    return torch.complex128 if dtype.is_complex else torch.float64
 
 
 def as_double(values: Tensor) -> Tensor:
-    """The same numbers in float64 or complex128 on the CPU."""
-    return values.to("cpu", torch.complex128 if values.is_complex() else torch.float64).resolve_conj().resolve_neg()
+    """The same numbers in float64 or complex128 on the CPU, without their history."""
+    return values.detach().to("cpu", double(values.dtype)).resolve_conj().resolve_neg()
 
 
 def check_matrix_shape(shape: tuple[int, ...], name: str) -> None:
@@ -43,10 +51,16 @@ def check_finite(values: Tensor, name: str) -> None:
         raise ValueError(f"expected finite entries in {name}, got {int((~values.isfinite()).sum())} that are not")
 
 
-def result_dtype(dtype: torch.dtype | None, values: Tensor) -> torch.dtype:
-    """The type asked for, or float32 or complex64; raise where a real type is asked for and the values are complex."""
+def result_dtype(dtype: torch.dtype | None, *given: torch.dtype) -> torch.dtype:
+    """The type asked for, or that of the entries; raise where a real type is asked for and entries are complex.
+
+    >>> result_dtype(None, torch.int64), result_dtype(None, torch.float64, torch.complex64)
+    (torch.float32, torch.complex128)
+    """
+    # float32 at least: K-matrices have no half-precision parameters.
+    common = functools.reduce(torch.promote_types, given, torch.float32)
     if dtype is None:
-        return torch.complex64 if values.is_complex() else torch.float32
-    if values.is_complex() and not dtype.is_complex:
+        return common
+    if common.is_complex and not dtype.is_complex:
         raise ValueError(f"the entries are complex: expected dtype complex64 or complex128, got {dtype}")
     return dtype

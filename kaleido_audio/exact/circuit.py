@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 
-from kaleido_audio.exact.arguments import as_double, check_finite, result_dtype
+from kaleido_audio.exact.arguments import check_finite, result_dtype
 from kaleido_audio.exact.layers import Layer
 from kaleido_audio.kmatrix import KMatrix, padded_size
 
@@ -32,7 +31,7 @@ def circuit(n: int, gates: Sequence[Gate], outputs: Sequence[int], *, dtype: tor
         n: number of inputs.
         gates: for each gate the coefficients of the wires it reads, at least one.
         outputs: wires, in the order of the outputs; repeats are allowed.
-        dtype: of the result; float32 or complex64 by default.
+        dtype: of the result; by default float32, or complex64 where a coefficient is complex.
 
     Raises:
         ValueError: a wire that is not an input or an earlier gate, an empty gate, no outputs, coefficients that
@@ -45,10 +44,12 @@ def circuit(n: int, gates: Sequence[Gate], outputs: Sequence[int], *, dtype: tor
     [1.0, 11.0, 111.0]
     """
     _check_wires(n, gates, outputs)
-    coefficients = as_double(torch.from_numpy(np.array([c for gate in gates for c in gate.values()])))
-    check_finite(coefficients, "gates")
-    dtype = result_dtype(dtype, coefficients)
-    layers = _layers(n, gates, outputs, coefficients.dtype)
+    coefficients = [coefficient for gate in gates for coefficient in gate.values()]
+    is_complex = torch.tensor(coefficients).is_complex()
+    precise = torch.complex128 if is_complex else torch.float64
+    check_finite(torch.tensor(coefficients, dtype=precise), "gates")
+    dtype = result_dtype(dtype, torch.complex64 if is_complex else torch.float32)
+    layers = _layers(n, gates, outputs, precise)
     longer = max(n, len(outputs))
     expansion = 1
     while any(layer.width(padded_size(longer, expansion)) is None for layer in layers):

@@ -24,7 +24,7 @@ def low_rank(u: Any, v: Any, *, dtype: torch.dtype | None = None) -> KMatrix:
     Args:
         u: ``(m, r)``, a tensor or array, real or complex.
         v: ``(n, r)``, likewise; it is not conjugated.
-        dtype: of the result; float32 or complex64 by default.
+        dtype: of the result; by default that of u and v, and float32 at least.
 
     Raises:
         ValueError: shapes or a type that do not fit, or entries that are not finite.
@@ -33,7 +33,8 @@ def low_rank(u: Any, v: Any, *, dtype: torch.dtype | None = None) -> KMatrix:
     >>> k.to_dense().tolist(), k.width, k.expansion
     ([[3.0, 4.0], [6.0, 8.0]], 1, 1)
     """
-    u, v = as_matrix(u, "u"), as_matrix(v, "v")
+    (u, u_dtype), (v, v_dtype) = as_matrix(u, "u"), as_matrix(v, "v")
+    dtype = result_dtype(dtype, u_dtype, v_dtype)
     if u.shape[1] != v.shape[1]:
         raise ValueError(f"expected u (m, r) and v (n, r) of one rank r, got {tuple(u.shape)} and {tuple(v.shape)}")
     common = torch.promote_types(u.dtype, v.dtype)
@@ -46,7 +47,7 @@ def low_rank(u: Any, v: Any, *, dtype: torch.dtype | None = None) -> KMatrix:
     expansion = 1 << (u.shape[1] - 1).bit_length()
     size = padded_size(max(m, n), expansion)
     factors = torch.stack([_inner_products(v, size, expansion), transposed(_inner_products(u, size, expansion))])
-    return KMatrix.from_factors(n, factors.to(result_dtype(dtype, u)), out_features=m, expansion=expansion)
+    return KMatrix.from_factors(n, factors.to(dtype), out_features=m, expansion=expansion)
 
 
 def _inner_products(v: Tensor, size: int, blocks: int) -> Tensor:

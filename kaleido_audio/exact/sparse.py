@@ -41,7 +41,7 @@ def sparse(matrix: Any, *, expansion: int | None = None, dtype: torch.dtype | No
             array. Entries given twice are summed.
         expansion: e; by default the one of 1, 2 and 4 that takes the fewest multiplications. With more than 4 n
             nonzeros a larger one can take fewer.
-        dtype: of the result; float32 or complex64 by default.
+        dtype: of the result; by default that of the matrix, and float32 at least.
 
     Raises:
         ValueError: a shape or type that does not fit, entries that are not finite, or an expansion of 1 where
@@ -56,8 +56,8 @@ def sparse(matrix: Any, *, expansion: int | None = None, dtype: torch.dtype | No
     >>> k.width, k.expansion
     (2, 2)
     """
-    nonzeros = _nonzeros(matrix)
-    dtype = result_dtype(dtype, nonzeros.values)
+    nonzeros, matrix_dtype = _nonzeros(matrix)
+    dtype = result_dtype(dtype, matrix_dtype)
     if expansion is not None and expansion < 1:
         raise ValueError(f"expected expansion >= 1, got {expansion}")
     m, n = nonzeros.shape
@@ -124,27 +124,30 @@ class _Nonzeros:
         return F.pad(starts.cumsum(0), (1, 0))
 
 
-def _nonzeros(matrix: Any) -> _Nonzeros:
+def _nonzeros(matrix: Any) -> tuple[_Nonzeros, torch.dtype]:
+    """The nonzeros of a matrix of any kind, and the type that it was given in."""
     if isinstance(matrix, Tensor) and matrix.layout != torch.strided:
         check_matrix_shape(tuple(matrix.shape), "matrix")
         coo = matrix.detach().to_sparse_coo().coalesce()
-        indices, values = coo.indices(), coo.values()
+        (rows, columns), values, (m, n) = coo.indices().cpu(), coo.values(), coo.shape
+        dtype = values.dtype
     elif hasattr(matrix, "tocoo"):
         check_matrix_shape(matrix.shape, "matrix")
         coo = matrix.tocoo()
-        indices, values = torch.from_numpy(np.stack([coo.row, coo.col])), torch.from_numpy(coo.data.copy())
+        rows, columns = torch.from_numpy(np.stack([coo.row, coo.col]).astype(np.int64))
+        values, (m, n) = torch.from_numpy(coo.data.copy()), coo.shape
+        dtype = values.dtype
     else:
-        matrix = as_matrix(matrix, "matrix")
-        indices = matrix.nonzero().T
-        values = matrix[tuple(indices)]
-    m, n = matrix.shape
-    rows, columns = indices.cpu().long()
+        dense, dtype = as_matrix(matrix, "matrix")
+        rows, columns = dense.nonzero().T
+        values, (m, n) = dense[rows, columns], dense.shape
     # Column by column, with what is given twice summed.
     places, inverse = torch.unique(columns * m + rows, return_inverse=True)
-    values = as_double(values).new_zeros(len(places)).index_add(0, inverse, as_double(values))
+    values = as_double(values)
+    values = values.new_zeros(len(places)).index_add(0, inverse, values)
     check_finite(values, "matrix")
     kept = values != 0
-    return _Nonzeros(places[kept] % m, places[kept] // m, values[kept], (m, n))
+    return _Nonzeros(places[kept] % m, places[kept] // m, values[kept], (m, n)), dtype
 
 
 def _narrowest(nonzeros: _Nonzeros, size: int) -> tuple[int, list[int]] | None:

@@ -40,6 +40,7 @@ def test_default_dtype_and_mixed_operands() -> None:
     assert k.factors.dtype == torch.complex64
     assert torch.equal(k.to_dense(), torch.tensor([[-1j, 2], [-3j, 4]]))
     assert exact.low_rank(u, u).factors.dtype == torch.float32
+    assert exact.low_rank(u, v.to(torch.complex128)).factors.dtype == torch.complex128
 
 
 def test_zero_columns() -> None:

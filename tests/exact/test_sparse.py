@@ -44,7 +44,7 @@ def test_class(matrix) -> None:
         elif s <= e * n:
             assert exact.sparse(matrix, expansion=e).width <= 4
     if n > 1:
-        # The default costs no more than any of the three; theorem 3 allows four times the width of the widest.
+        # The default costs no more than an expansion of 4, for which theorem 3 has far larger widths.
         default = exact.sparse(matrix)
         assert default.weight.numel() <= wide.weight.numel()
         assert wide.width <= max(1, 4 * ceil(s / n))
@@ -106,7 +106,14 @@ def test_dtypes(dtype) -> None:
     k = exact.sparse(matrix, dtype=dtype)
     assert k.factors.dtype == dtype
     assert torch.equal(k.to_dense(), torch.from_numpy(matrix).to(dtype))
-    assert exact.sparse(matrix).factors.dtype == (torch.complex64 if dtype.is_complex else torch.float32)
+    assert exact.sparse(k.to_dense()).factors.dtype == dtype
+    assert exact.sparse(scipy_sparse.csr_matrix(k.to_dense().detach().numpy())).factors.dtype == dtype
+    assert exact.sparse(k.to_dense().detach().to_sparse()).factors.dtype == dtype
+
+
+def test_integers_half_precision_and_lists_become_float32() -> None:
+    for matrix in (np.eye(3, dtype=np.int64), torch.eye(3, dtype=torch.bfloat16), [[1.0, 0.0]], [[True]]):
+        assert exact.sparse(matrix).factors.dtype == torch.float32
 
 
 @pytest.mark.filterwarnings("ignore:Sparse")  # torch says that its sparse tensors are in beta
