@@ -29,8 +29,8 @@ class Fit:
         kmatrix: the K-matrix.
         relative_error: Frobenius norm of its difference from the matrix, over that of the matrix.
         exact: whether it was recognised rather than searched for: its structure gave it to within the tolerance.
-        start: the structure that was recognised or that the search began with: "B*", "B", "B* and bit reversal",
-            "B and bit reversal", "circulant", "permutation", or "random".
+        start: the structure that was recognised or that the search began with: "B*", "B", "B* then bit reversal",
+            "bit reversal then B*", "circulant", "permutation", or "random".
         history: relative error of that start, then after each sweep.
     """
 
@@ -55,9 +55,10 @@ def to_kmatrix(
 ) -> Fit:
     """The K-matrix nearest to a matrix, in (BB*)^w_e.
 
-    These are recognised and recovered to rounding, within seconds up to n = 1024: a butterfly matrix of either kind
-    and any corner of one, after or before a bit reversal too if width >= 2 (the Fourier transform); a permutation,
-    whose entries may be any numbers; a circulant matrix, and with expansion >= 2 a Toeplitz matrix, in a complex dtype.
+    These are recognised and recovered to rounding, within seconds up to n = 1024: a butterfly matrix of either kind,
+    or a B* and then a bit reversal, as the Fourier transform (with width >= 2 also the other way round), and any
+    corner of one; a permutation, whose entries may be any numbers; a circulant matrix and, with expansion >= 2, a
+    Toeplitz matrix, in a complex dtype.
 
     Any other matrix is approximated by alternating least squares. Of the starts, the structures above and random
     orthogonal factors, each gets a tenth of the sweeps and the best one the rest. It finds a local minimum: that a
@@ -85,10 +86,9 @@ def to_kmatrix(
     Source: hierarchical factorisation of Zheng, Riccietti and Gribonval, 2022 (see `butterfly_factor`); circulant
     matrices as in Dao et al., ICLR 2020; `alternating_least_squares` for the rest.
 
-    >>> from kaleido_audio import exact
-    >>> fit = to_kmatrix(torch.fft.fft(torch.eye(64)), width=2)
+    >>> fit = to_kmatrix(torch.fft.fft(torch.eye(64)))
     >>> fit.exact, fit.start, fit.relative_error < 1e-6
-    (True, 'B and bit reversal', True)
+    (True, 'B* then bit reversal', True)
     >>> x = torch.randn(64)
     >>> torch.allclose(fit.kmatrix(x), torch.fft.fft(x), atol=1e-4)
     True

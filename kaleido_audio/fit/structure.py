@@ -10,6 +10,7 @@ from torch import Tensor
 from kaleido_audio.exact import bit_reversal
 from kaleido_audio.exact.fourier import frequency_decimated, inverse_time_decimated
 from kaleido_audio.exact.permutations import benes
+from kaleido_audio.exact.self_sorting import self_sorting
 from kaleido_audio.fit.hierarchical import balanced, butterfly_factor
 from kaleido_audio.kmatrix import identity_factors
 
@@ -29,8 +30,9 @@ def structured_candidates(target: Tensor, size: int, width: int) -> Iterator[tup
         names and factors ``(F, log2 N, 2, N)`` with F <= 2 * width:
 
         * ``"B*"`` and ``"B"``: one butterfly matrix, see `butterfly_factor`;
-        * ``"B* and bit reversal"`` and ``"B and bit reversal"``, width >= 2: with its inputs in bit-reversed order
-          first, as in the Fourier transform in natural order. That is the class with the outputs reversed, too;
+        * ``"B* then bit reversal"``: as the Fourier transform in natural order, see `self_sorting`; the class of a B
+          after a bit reversal, too;
+        * ``"bit reversal then B*"``, width >= 2: the class of a bit reversal after a B, too;
         * ``"circulant"``, complex targets: the corner of a circulant matrix of size N. With N >= out_features + n - 1
           every Toeplitz matrix is one;
         * ``"permutation"``: one entry at most in every row and column.
@@ -41,12 +43,11 @@ def structured_candidates(target: Tensor, size: int, width: int) -> Iterator[tup
     for increasing, name in ((False, "B*"), (True, "B")):
         factor = butterfly_factor(padded, increasing=increasing).unsqueeze(0)
         yield name, torch.cat([identity, factor] if increasing else [factor, identity])
+    order = bit_reversal(size).to(target.device)
+    yield "B* then bit reversal", self_sorting(butterfly_factor(padded[order], increasing=False))
     if width > 1:
-        order = bit_reversal(size).to(target.device)
-        reverse = benes(order.tolist()).to(target)
-        for increasing, name in ((False, "B* and bit reversal"), (True, "B and bit reversal")):
-            factor = butterfly_factor(padded[:, order], increasing=increasing).unsqueeze(0)
-            yield name, torch.cat([reverse, *([identity, factor] if increasing else [factor, identity])])
+        factor = butterfly_factor(padded[:, order], increasing=False).unsqueeze(0)
+        yield "bit reversal then B*", torch.cat([benes(order.tolist()).to(target), factor, identity])
     if target.is_complex():
         yield "circulant", _circulant(target, size)
     entries = padded != 0
