@@ -53,7 +53,7 @@ def alternating_least_squares(target: Tensor, factors: Tensor) -> Iterator[tuple
             stages[k] = _best_stage(target, left.pop(), stages[k], right, stride)
             right = stages[k][0, :, None] * right + stages[k][1, :, None] * right[index ^ stride]
         stages = list(balanced(torch.stack(stages)))
-        yield torch.stack(stages).view_as(factors), (right - target).norm().item()
+        yield torch.stack(stages).view_as(factors), (right[: target.shape[0]] - target).norm().item()
 
 
 def _best_stage(target: Tensor, left: Tensor, stage: Tensor, right: Tensor, stride: int) -> Tensor:

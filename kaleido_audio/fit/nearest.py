@@ -17,6 +17,7 @@ from kaleido_audio.fit.structure import structured_candidates
 from kaleido_audio.kmatrix import KMatrix, identity_factors, padded_size
 
 _DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+_AddBar = Callable[[str, int], Callable[[float], None]]
 _STALLED = 1e-6
 """A search ends with a sweep that lowers its error by no more than this part of it."""
 
@@ -30,7 +31,7 @@ class Fit:
         relative_error: Frobenius norm of its difference from the matrix, over that of the matrix.
         exact: whether it was recognised rather than searched for: its structure gave it to within the tolerance.
         start: the structure that was recognised or that the search began with: "B*", "B", "B* then bit reversal",
-            "bit reversal then B*", "circulant", "permutation", or "random".
+            "bit reversal then B*", "circulant", "permutation", "random", or "width w", the result of a smaller width.
         history: relative error of that start, then after each sweep.
     """
 
@@ -61,7 +62,8 @@ def to_kmatrix(
     Toeplitz matrix, in a complex dtype.
 
     Any other matrix is approximated by alternating least squares. Of the starts, the structures above and random
-    orthogonal factors, each gets a tenth of the sweeps and the best one the rest. It finds a local minimum: that a
+    orthogonal factors, each gets a tenth of the sweeps and the best one the rest. With width w > 1, the result of width
+    w - 1 is another start, so that more width is never worse. The search finds a local minimum: that a
     matrix is in (BB*)^w_e does not mean that the search reaches it.
 
     Computed in float64 on the matrix's device. A sweep takes O(w N^3 log N) operations for factors of size N: about
@@ -102,19 +104,8 @@ def to_kmatrix(
     out_features, n = matrix.shape
     target = matrix.detach().to(torch.complex128 if dtype.is_complex else torch.float64)
     size = padded_size(max(n, out_features), expansion)
-    candidates = structured_candidates(target, size, width)
-    searches = [_Search(target, _widened(factors, width), name) for name, factors in candidates]
-    best = min(searches, key=_Search.error)
-    exact = best.error() <= tolerance
-    if not exact and sweeps:
-        random = _random_starts(restarts, seed, width, size, target)
-        searches += [_Search(target, factors, "random") for factors in random]
-        trial = -(-sweeps // 10)
-        with _progress_bar(progress, trial * (len(searches) - 1) + sweeps) as advance:
-            for search in searches:
-                search.run(trial, tolerance, advance)
-            best = min(searches, key=_Search.error)
-            best.run(sweeps - trial, tolerance, advance)
+    with _progress_bars(progress) as add_bar:
+        best, exact = _nearest(target, size, width, sweeps, restarts, tolerance, seed, add_bar)
     kmatrix = KMatrix.from_factors(n, best.factors.cpu().to(dtype), out_features=out_features, expansion=expansion)
     kmatrix.to(matrix.device)
     return Fit(kmatrix, relative_error(kmatrix, matrix), exact, best.start, tuple(best.history))
@@ -149,6 +140,30 @@ def _relative_norm(difference: Tensor, matrix: Tensor) -> float:
     if norm == 0:
         return math.inf if error else 0.0
     return error / norm
+
+
+def _nearest(
+    target: Tensor, size: int, width: int, sweeps: int, restarts: int, tolerance: float, seed: int, add_bar: _AddBar
+) -> tuple[_Search, bool]:
+    """The best search at that width, and whether it only had to recognise the target."""
+    candidates = structured_candidates(target, size, width)
+    searches = [_Search(target, _widened(factors, width), name) for name, factors in candidates]
+    best = min(searches, key=_Search.error)
+    exact = best.error() <= tolerance
+    if exact or not sweeps:
+        return best, exact
+    if width > 1:
+        narrow, _ = _nearest(target, size, width - 1, sweeps, restarts, tolerance, seed, add_bar)
+        searches.append(_Search(target, _widened(narrow.factors, width), f"width {width - 1}"))
+    random = _random_starts(restarts, seed, width, size, target)
+    searches += [_Search(target, factors, "random") for factors in random]
+    trial = -(-sweeps // 10)
+    advance = add_bar(f"width {width}", trial * (len(searches) - 1) + sweeps)
+    for search in searches:
+        search.run(trial, tolerance, advance)
+    best = min(searches, key=_Search.error)
+    best.run(sweeps - trial, tolerance, advance)
+    return best, False
 
 
 class _Search:
@@ -217,17 +232,26 @@ def _random_starts(restarts: int, seed: int, width: int, size: int, target: Tens
 
 
 @contextlib.contextmanager
-def _progress_bar(show: bool, total: int) -> Iterator[Callable[[float], None]]:
-    """A bar of so many sweeps, with the error beside it, where rich is there to draw it."""
+def _progress_bars(show: bool) -> Iterator[_AddBar]:
+    """A function that adds a bar of so many sweeps, with the error beside it, where rich is there to draw it."""
     try:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
     except ImportError:
         show = False
     if not show or not sys.stderr.isatty():
-        yield lambda error: None
+        yield lambda description, total: lambda error: None
         return
-    columns = (BarColumn(), TextColumn("relative error {task.fields[error]:.2e}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total, error=math.inf)
-        yield lambda error: bar.update(task, advance=1, error=error)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("relative error {task.fields[error]:.2e}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+
+        def add_bar(description: str, total: int) -> Callable[[float], None]:
+            task = bars.add_task(description, total=total, error=math.inf)
+            return lambda error: bars.update(task, advance=1, error=error)
+
+        yield add_bar
