@@ -202,7 +202,7 @@ def test_the_same_seed_gives_the_same_result_and_the_global_state_is_left_alone(
 
 def test_random_starts_help_and_depend_on_the_seed() -> None:
     torch.manual_seed(0)
-    matrix = torch.randn(32, 2) @ torch.randn(2, 32)
+    matrix = torch.randn(64, 4) @ torch.randn(4, 64)
 
     def run(**options: int) -> fit.Fit:
         return fit.to_kmatrix(matrix, sweeps=20, progress=False, **options)
