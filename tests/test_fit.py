@@ -201,16 +201,16 @@ def test_the_same_seed_gives_the_same_result_and_the_global_state_is_left_alone(
 
 
 def test_random_starts_help_and_depend_on_the_seed() -> None:
-    torch.manual_seed(0)
-    matrix = torch.randn(64, 4) @ torch.randn(4, 64)
+    torch.manual_seed(1)
+    matrix = dense(KMatrix(16, dtype=torch.float64))
 
-    def run(**options: int) -> fit.Fit:
-        return fit.to_kmatrix(matrix, sweeps=20, progress=False, **options)
+    def run(restarts: int, seed: int = 0) -> fit.Fit:
+        return fit.to_kmatrix(matrix, sweeps=60, restarts=restarts, seed=seed, progress=False)
 
-    structured, random, other = run(restarts=0), run(restarts=4), run(restarts=4, seed=1)
-    assert structured.start != "random" and random.start == "random"
-    assert random.relative_error < structured.relative_error
-    assert other.history != random.history
+    structured, found, other = run(0), run(4, seed=1), run(4)
+    assert structured.start != "random" and found.start == "random"
+    assert found.relative_error < 0.1 * structured.relative_error
+    assert other.history != found.history
 
 
 def test_the_kmatrix_can_be_trained_on() -> None:
