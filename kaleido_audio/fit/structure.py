@@ -47,7 +47,7 @@ def structured_candidates(target: Tensor, size: int, width: int) -> Iterator[tup
     yield "B* then bit reversal", self_sorting(butterfly_factor(padded[order], increasing=False))
     if width > 1:
         factor = butterfly_factor(padded[:, order], increasing=False).unsqueeze(0)
-        yield "bit reversal then B*", torch.cat([benes(order.tolist()).to(target), factor, identity])
+        yield "bit reversal then B*", torch.cat([benes(order.cpu()).to(target), factor, identity])
     if target.is_complex():
         yield "circulant", _circulant(target, size)
     entries = padded != 0
@@ -72,8 +72,10 @@ def _circulant(target: Tensor, size: int) -> Tensor:
 def _scaled_permutation(matrix: Tensor) -> Tensor:
     """A matrix with at most one entry in every row and column: a permutation, then a diagonal."""
     values, source = matrix.abs().max(dim=1)
-    unused = iter(sorted(set(range(len(matrix))) - set(source[values > 0].tolist())))
-    p = [j if value > 0 else next(unused) for j, value in zip(source.tolist(), values.tolist(), strict=True)]
-    factors = benes(p).to(matrix)
+    empty = values == 0
+    unused = torch.ones_like(empty)
+    unused[source[~empty]] = False
+    source[empty] = unused.nonzero().flatten()  # the empty rows take the columns that no other row does
+    factors = benes(source.cpu()).to(matrix)
     factors[1, -1] *= matrix.sum(dim=1)
     return factors
