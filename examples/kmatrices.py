@@ -1,8 +1,9 @@
-"""What K-matrices look like, and which known maps they are exactly.
+"""What K-matrices look like, which known maps they are exactly, and how one is learned.
 
-``python -m examples.kmatrices`` draws the stages of one BB* and prints a table of the constructions in
-`kaleido_audio.exact`: the class (BB*)^w_e of each, its parameters, its error in double precision and the time it takes
-to build. Both are written to ``examples/out``. Each ``# %%`` starts a cell, for editors that run them one by one.
+``python -m examples.kmatrices`` draws the stages of one BB*, prints a table of the constructions in
+`kaleido_audio.exact` (the class (BB*)^w_e of each, its parameters, its error in double precision and the time it takes
+to build), and learns the Fourier transform from data, as `examples.recover_dft` does by itself. All is written to
+``runs/kmatrices``. Each ``# %%`` starts a cell, for editors that run them one by one.
 """
 
 # %%
@@ -15,13 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import scipy.fft
 import scipy.linalg
+import scipy.signal
 import scipy.sparse
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks.report import table
+from examples import recover_dft
 from kaleido_audio import KMatrix, exact, ops
 from kaleido_audio.ops.reference import stage_strides
 
@@ -123,12 +127,103 @@ def multiply(matrix: Any, x: Tensor) -> Tensor:
     return torch.from_numpy((matrix @ x.numpy().T).T)
 
 
+def random_vectors(count: int, n: int) -> Tensor:
+    """Random vectors ``(count, n)`` in float64."""
+    return torch.randn(count, n, dtype=torch.float64)
+
+
+def transform(function: Callable[..., Any], *options: Any) -> Callable[..., Tensor]:
+    """A transform of scipy's or numpy's, with these options, as `Map.apply`."""
+    return lambda x, *arguments: torch.from_numpy(function(x.numpy(), *options))
+
+
+def fastfood(x: Tensor, s: Tensor, g: Tensor, p: Tensor, b: Tensor) -> Tensor:
+    """The map of `exact.fastfood`, S H G P H B x."""
+    hadamard = scipy.linalg.hadamard(len(s))
+    return s * multiply(hadamard, g * multiply(hadamard, b * x)[:, p])
+
+
+def acdc(x: Tensor, a: Tensor, d: Tensor) -> Tensor:
+    """The map of `exact.acdc`: scaled by a, and its cosine transform by d."""
+    return torch.from_numpy(scipy.fft.idct(d.numpy() * scipy.fft.dct((a * x).numpy())))
+
+
+def haar(x: Tensor, n: int) -> Tensor:
+    """The orthonormal Haar wavelet transform, coarse to fine: sums and differences of neighbours, then of the sums."""
+    details = []
+    while x.shape[-1] > 1:
+        even, odd = x[:, 0::2], x[:, 1::2]
+        x, detail = (even + odd) / 2**0.5, (even - odd) / 2**0.5
+        details.append(detail)
+    return torch.cat([x, *details[::-1]], dim=-1)
+
+
+def by_matrix(matrix: Callable[..., Any]) -> Callable[..., Tensor]:
+    """Multiplication by the matrix that a function of the arguments gives, as `Map.apply`."""
+    return lambda x, *arguments: multiply(matrix(*arguments), x)
+
+
+def size(n: int) -> tuple[int]:
+    """The arguments of a transform: its length alone."""
+    return (n,)
+
+
+def of_type(kind: int) -> Callable[[int], tuple[int, int]]:
+    """The arguments of a cosine or sine transform of that type."""
+    return lambda n: (n, kind)
+
+
+def vectors(count: int) -> Callable[[int], tuple[Tensor, ...]]:
+    """Arguments that are so many random vectors."""
+    return lambda n: tuple(random_vectors(count, n))
+
+
+def short_filter(n: int) -> tuple[Tensor, int]:
+    """A filter of n / 4 + 1 taps, and the length of its input."""
+    return random_vectors(1, n // 4 + 1)[0], n
+
+
 MAPS = [
-    Map("DFT", lambda n: (n,), exact.dft, lambda x, n: torch.fft.fft(x), is_complex=True),
+    Map("DFT", size, exact.dft, lambda x, n: torch.fft.fft(x), is_complex=True),
     Map("DFT of length n - 1", lambda n: (n - 1,), exact.dft, lambda x, n: torch.fft.fft(x), is_complex=True),
-    Map("inverse DFT", lambda n: (n,), exact.idft, lambda x, n: torch.fft.ifft(x), is_complex=True),
-    Map("Hadamard", lambda n: (n,), exact.hadamard, lambda x, n: multiply(scipy.linalg.hadamard(n), x)),
+    Map("inverse DFT", size, exact.idft, lambda x, n: torch.fft.ifft(x), is_complex=True),
+    Map(
+        "two-dimensional DFT",
+        lambda n: (2, n // 2),
+        exact.dft2,
+        lambda x, rows, columns: torch.fft.fft2(x.view(-1, rows, columns)).flatten(1),
+        is_complex=True,
+    ),
+    *(
+        Map(f"DCT, type {kind}", of_type(kind), exact.dct, transform(scipy.fft.dct, kind), True)
+        for kind in (1, 2, 3, 4)
+    ),
+    *(
+        Map(f"DST, type {kind}", of_type(kind), exact.dst, transform(scipy.fft.dst, kind), True)
+        for kind in (1, 2, 3, 4)
+    ),
+    Map("Hartley", size, exact.hartley, lambda x, n: torch.fft.fft(x).real - torch.fft.fft(x).imag, is_complex=True),
+    Map("circulant", vectors(1), exact.circulant, by_matrix(scipy.linalg.circulant), is_complex=True),
+    Map("Toeplitz", vectors(2), exact.toeplitz, by_matrix(scipy.linalg.toeplitz), is_complex=True),
+    Map("Hankel", vectors(2), exact.hankel, by_matrix(scipy.linalg.hankel), is_complex=True),
+    Map(
+        "convolution",
+        short_filter,
+        exact.convolution,
+        lambda x, h, n: torch.from_numpy(scipy.signal.fftconvolve(x.numpy(), h[None].numpy(), axes=1)),
+        is_complex=True,
+    ),
+    Map("Hadamard", size, exact.hadamard, by_matrix(scipy.linalg.hadamard)),
+    Map("Haar wavelets", size, exact.haar, haar),
     Map("permutation", lambda n: (torch.randperm(n),), exact.permutation, lambda x, p: x[:, p]),
+    Map("diagonal", vectors(1), exact.diagonal, lambda x, d: d * x),
+    Map(
+        "Fastfood",
+        lambda n: (*random_vectors(2, n), torch.randperm(n), *random_vectors(1, n)),
+        exact.fastfood,
+        fastfood,
+    ),
+    Map("ACDC", vectors(2), exact.acdc, acdc, is_complex=True),
     Map("sparse, 1 a row", lambda n: (random_sparse(n, 1),), exact.sparse, lambda x, a: multiply(a, x)),
     Map("sparse, 4 a row", lambda n: (random_sparse(n, 4),), exact.sparse, lambda x, a: multiply(a, x)),
     Map("rank 1", lambda n: tuple(torch.randn(2, n, 1).double()), exact.low_rank, lambda x, u, v: x @ v @ u.T),
@@ -160,7 +255,7 @@ def check(known: Map, n: int) -> Result:
 
     >>> result = check(MAPS[0], 8)
     >>> result.kmatrix.width, result.error < 1e-14
-    (2, True)
+    (1, True)
     """
     torch.manual_seed(n)
     arguments = known.arguments(n)
@@ -196,20 +291,30 @@ def describe(results: Sequence[Result]) -> str:
     return table(headers, rows, left=3)
 
 
+# %% [markdown]
+# The Fourier transform can also be learned, from pairs of vectors: see `examples.recover_dft`.
+
+
 # %%
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draw the stages, and print and write the table."""
+    """Draw the stages, print and write the table, and learn the Fourier transform."""
     parser = argparse.ArgumentParser(prog="python -m examples.kmatrices", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 4096], help="powers of two (default: 256 4096)")
-    parser.add_argument("--out", type=Path, default=Path("examples/out"), help="folder (default: examples/out)")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 4096], help="of the table, powers of two")
+    parser.add_argument("--learned", type=int, nargs="*", default=recover_dft.SIZES, help="sizes of learned transforms")
+    parser.add_argument("--steps", type=int, default=1000, help="of their training")
+    parser.add_argument("--out", type=Path, default=Path("runs/kmatrices"), help="folder for tables and figures")
     options = parser.parse_args(argv)
-    if any(n < 2 or n & (n - 1) for n in options.sizes):
-        parser.error(f"expected sizes that are powers of two, at least 2, got {options.sizes}")
+    if any(n < 4 or n & (n - 1) for n in (*options.sizes, *options.learned)):
+        parser.error(f"expected sizes that are powers of two, at least 4, got {options.sizes}, {options.learned}")
     options.out.mkdir(parents=True, exist_ok=True)
     draw_stages().savefig(options.out / "stages.png", dpi=150)
     text = describe([check(known, n) for n in options.sizes for known in MAPS])
-    (options.out / "exact.md").write_text(text + "\n")
+    (options.out / "exact.md").write_text(text + "\n", encoding="utf-8")
     print(text)
+    if options.learned:
+        recover_dft.main(
+            ["--sizes", *map(str, options.learned), "--steps", str(options.steps), "--out", str(options.out)]
+        )
 
 
 # %%

@@ -13,15 +13,17 @@ from kaleido_audio import KMatrix
 
 
 def test_main_writes_the_figure_and_the_table(tmp_path, capsys) -> None:
-    kmatrices.main(["--sizes", "16", "32", "--out", str(tmp_path / "out")])
+    kmatrices.main(["--sizes", "16", "32", "--learned", "16", "--steps", "20", "--out", str(tmp_path / "out")])
     text = (tmp_path / "out" / "exact.md").read_text()
-    assert capsys.readouterr().out == text
+    learned = (tmp_path / "out" / "recover_dft.md").read_text()
+    assert capsys.readouterr().out == text + learned
+    assert "factorisation" in learned and (tmp_path / "out" / "recover_dft.png").is_file()
     header, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     assert len(rows) == 2 * len(kmatrices.MAPS)
     errors = [float(row[header.index("relative error")]) for row in rows]
     assert max(errors) < 1e-13
     fourier = rows[0]
-    assert fourier[: header.index("of a dense matrix")] == ["DFT", "complex", "(BB*)^2_1", "16", "1,024"]
+    assert fourier[: header.index("of a dense matrix")] == ["DFT", "complex", "(BB*)^1_1", "16", "512"]
     picture = imread(tmp_path / "out" / "stages.png")
     assert picture.shape[0] > 300 and picture[..., :3].std() > 0.05
 
@@ -46,4 +48,4 @@ def test_stages_multiply_to_the_factors(n: int) -> None:
 def test_sizes_are_checked(capsys) -> None:
     with pytest.raises(SystemExit):
         kmatrices.main(["--sizes", "12"])
-    assert "powers of two, at least 2, got [12]" in capsys.readouterr().err
+    assert "powers of two, at least 4, got [12]" in capsys.readouterr().err
