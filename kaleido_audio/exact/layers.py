@@ -49,7 +49,7 @@ class Layer:
         if self._is_one_to_one():
             scale = self.values.new_zeros(size)
             scale[self.targets] = self.values
-            factors = benes(_completed(self.sources, self.targets, size)).to(scale.dtype)
+            factors = benes(_completed(self.sources, self.targets, size).tolist()).to(scale.dtype)
             factors[1, -1] *= scale
             return factors
         first, last = self._slots(size)
@@ -122,7 +122,7 @@ def _spaced(order: Tensor, *indices: Tensor) -> Tensor:
     return slots
 
 
-def _completed(sources: Tensor, targets: Tensor, size: int) -> list[int]:
+def _completed(sources: Tensor, targets: Tensor, size: int) -> Tensor:
     """A permutation p with ``p[targets] = sources``; the unused places go to each other."""
     p = torch.empty(size, dtype=torch.int64)
     p[targets] = sources
@@ -130,13 +130,13 @@ def _completed(sources: Tensor, targets: Tensor, size: int) -> list[int]:
     free_source[sources] = False
     free_target[targets] = False
     p[free_target] = free_source.nonzero().flatten()
-    return p.tolist()
+    return p
 
 
-def _mirrored_benes(p: list[int]) -> Tensor:
+def _mirrored_benes(p: Tensor) -> Tensor:
     """A B, then a B*, ``(2, log2 n, 2, n)`` of ``y[i] = x[p[i]]``: for use as factors 1 and 2 of a product.
 
     Reversing the bits of the indices turns a stage of stride 2^k into one of stride n / 2^(k+1).
     """
     reverse = bit_reversal(len(p))
-    return benes(reverse[torch.tensor(p)[reverse]].tolist())[..., reverse]
+    return benes(reverse[p[reverse]].tolist())[..., reverse]
