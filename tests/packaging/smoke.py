@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import kaleido_audio
-from kaleido_audio import KMatrix, exact, ops
+from kaleido_audio import KMatrix, exact, fit, nn, ops
 from kaleido_audio.ops.reference import multiply_by_stages
 from kaleido_audio.transforms import KMelSpectrogram
 
@@ -103,3 +103,45 @@ def test_a_pickled_matrix_is_the_same() -> None:
     k = KMatrix(32, width=2)
     x = torch.randn(3, 32)
     assert torch.equal(pickle.loads(pickle.dumps(k))(x), k(x))
+
+
+@pytest.mark.parametrize("n", [48, 64])
+def test_exact_maps(n: int) -> None:
+    x = torch.randn(3, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+    spectrum = torch.fft.fft(x)
+    pairs = {
+        "dft": (exact.dft(n, dtype=torch.complex128), spectrum),
+        "dct": (exact.dct(n, dtype=torch.complex128), 2 * cosine_sums(x)),
+        "toeplitz": (exact.toeplitz(torch.arange(1.0, n + 1).double()), None),
+        "sparse": (exact.sparse(torch.eye(n, dtype=torch.float64).roll(1, 0)), x.roll(1, -1)),
+        "low_rank": (exact.low_rank(x[:2].T, x[1:].T), x @ x[1:].T @ x[:2]),
+    }
+    for name, (k, expected) in pairs.items():
+        dense = x.to(k.to_dense().dtype) @ k.to_dense().T if expected is None else expected
+        assert relative_error(k(x).detach(), dense.detach().to(k(x).dtype)) < 1e-12, name
+
+
+def cosine_sums(x: Tensor) -> Tensor:
+    n = x.shape[-1]
+    k, i = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
+    return x @ torch.cos(torch.pi * k * (2 * i + 1) / (2 * n)).T
+
+
+def test_fit_and_layers() -> None:
+    assert fit.to_kmatrix(torch.fft.fft(torch.eye(64)), progress=False).relative_error < 1e-5
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), nn.KLinear(64, 5, constraint="odo"))
+    report = nn.replace_linear(model, init="orthogonal")
+    assert report.parameters_after < report.parameters_before
+    optimizer = torch.optim.AdamW(nn.param_groups(model, 0.01, weight_decay=0.1))
+    x, target = torch.randn(32, 64), torch.randn(32, 5)
+    losses = []
+    for _ in range(30):
+        loss = (model(x) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    expected = model(x)
+    torch.testing.assert_close(nn.to_dense(model)(x), expected, rtol=1e-4, atol=1e-5)
