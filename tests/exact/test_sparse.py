@@ -97,6 +97,15 @@ def test_empty_rows_and_columns_are_gathered_and_spread_where_there_is_no_room()
     assert exact.sparse(matrix, expansion=2).width == 2
 
 
+def test_gathering_the_columns_first_can_save_a_layer() -> None:
+    matrix = np.zeros((8, 8))
+    for j, column in enumerate([0, 2, 4, 6, 7]):  # 15 nonzeros and 3 empty columns between: 18 places, 16 there
+        matrix[[j, (j + 3) % 8, (j + 6) % 8], column] = 1 + j
+    k = exact.sparse(matrix, expansion=2)
+    assert k.width == 3  # two chunks would take 4
+    np.testing.assert_array_equal(k.to_dense().detach().numpy(), matrix)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes(dtype) -> None:
     random = np.random.default_rng(0)
