@@ -1,7 +1,8 @@
 """How near K-matrices come to given matrices: `kaleido_audio.fit.to_kmatrix` beside low rank of as many parameters.
 
 Prints the relative errors and writes them, with JSON and a figure, to ``runs/benchmarks``. A fit that is recognised
-rather than searched for is marked "exact". The best matrix of rank r is that of the singular value decomposition, with
+rather than searched for is marked "exact"; any other is a local minimum, even where the class holds the matrix, as it
+does "random BB*". The best matrix of rank r is that of the singular value decomposition, with
 r as large as the parameters of the K-matrix allow; where they are no fewer than those of the matrix, there is a dash.
 """
 
@@ -27,6 +28,7 @@ from kaleido_audio import KMatrix, fit
 CLASSES = {64: ((1, 1), (2, 1), (1, 2), (2, 2)), 256: ((1, 1), (2, 1))}
 SWEEPS = {64: 50, 256: 15}
 """Of the search, by size: a sweep takes 0.01 s at 64 and 0.3 s at 256, with width and expansion 1."""
+QUICK_SWEEPS = 5
 
 
 @dataclass(frozen=True)
@@ -178,8 +180,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, (matrix, dtype) in matrices(n).items()
         for w, e in members
     ]
-    rows = [measure(*job, sweeps=SWEEPS.get(job[0], 5)) for job in track(jobs, "Fits", transient=True)]
-    text = f"Relative errors. torch {torch.__version__}, {torch.get_num_threads()} threads.\n\n{tables(rows)}"
+    rows = [measure(*job, sweeps=SWEEPS.get(job[0], QUICK_SWEEPS)) for job in track(jobs, "Fits", transient=True)]
+    sweeps = ", ".join(f"{SWEEPS.get(n, QUICK_SWEEPS)} for n = {n}" for n in classes)
+    text = f"Relative errors found in so many sweeps: {sweeps}. torch {torch.__version__}.\n\n{tables(rows)}"
     print(text)
     options.out.mkdir(parents=True, exist_ok=True)
     content = {

@@ -65,6 +65,7 @@ def _best_stage(target: Tensor, left: Tensor, stage: Tensor, right: Tensor, stri
     projected = left.mH @ target
     wanted = (projected[rows] * right[columns].conj()).sum(dim=1)
     residual = wanted - gram @ stage.flatten()
-    gram.diagonal().add_(_RIDGE * gram.diagonal().real.mean())
+    # Where no coefficient has any effect, the least ridge there is leaves the stage as it was.
+    gram.diagonal().add_((_RIDGE * gram.diagonal().real.mean()).clamp(min=torch.finfo(gram.dtype).tiny))
     step = torch.cholesky_solve(residual.unsqueeze(1), torch.linalg.cholesky(gram))
     return stage + step.view_as(stage)
