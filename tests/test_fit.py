@@ -144,6 +144,18 @@ def test_least_squares_of_one_stage_is_that_of_numpy() -> None:
     assert error == pytest.approx((ops.to_dense(factors, out_features=5, in_features=6) - target).norm().item())
 
 
+@pytest.mark.parametrize(
+    ("sides", "expansion", "rank"), [((16, 16), 1, 1), ((9, 30), 2, 2), ((20, 13), 4, 3), ((3, 3), 8, 3)]
+)
+def test_low_rank(sides: tuple[int, int], expansion: int, rank: int) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(sides[0], rank, dtype=torch.float64) @ torch.randn(rank, sides[1], dtype=torch.float64)
+    found = fit.to_kmatrix(matrix, expansion=expansion, progress=False)
+    assert found.exact and found.relative_error <= 1e-13
+    if 1 < rank < min(sides):  # rank 1, and a small matrix in a large one, are butterfly matrices too
+        assert found.start == "low rank"
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 @pytest.mark.parametrize("shape", [(16, 16), (5, 12)])
 def test_the_error_never_grows(dtype: torch.dtype, shape: tuple[int, int]) -> None:

@@ -18,20 +18,19 @@ from kaleido_audio.exact.algebra import (
 )
 from kaleido_audio.exact.permutations import bit_reversal
 from kaleido_audio.exact.products import kronecker
+from kaleido_audio.exact.self_sorting import self_sorting
 from kaleido_audio.kmatrix import KMatrix, identity_factors, padded_size
 
 
 def dft(n: int, *, bit_reversed: bool = False, dtype: torch.dtype = torch.complex64) -> KMatrix:
     """The discrete Fourier transform of any length, as `torch.fft.fft`.
 
-    With jk = (j^2 + k^2 - (k - j)^2) / 2, it is chirp * Toeplitz(chirp) * chirp (Bluestein). A circulant matrix of
-    size N is one BB* of size N, whose bit reversals cancel around the diagonal of its eigenvalues, and the chirps
-    merge into the outer stages.
-
-    * n a power of two: the chirp exp(i pi j^2 / n) has period n, so the Toeplitz matrix is itself circulant and
-      the DFT is in (BB*)^1_1, in natural order. (An FFT and then a bit reversal would be (BB*)^2_1.)
-    * any other n: the Toeplitz matrix is the corner of a circulant matrix of size N, the next power of two of 2n,
-      so the DFT is in (BB*)^1_2.
+    * n a power of two: the decimation-in-frequency FFT is one B* with bit-reversed outputs, and one BB* sorts them
+      on the way (`kaleido_audio.exact.self_sorting`), so the DFT is in (BB*)^1_1, in natural order.
+    * any other n: with jk = (j^2 + k^2 - (k - j)^2) / 2, the DFT is chirp * Toeplitz(chirp) * chirp (Bluestein). The
+      Toeplitz matrix is the corner of a circulant matrix of size N, the next power of two of 2n. That is one BB*,
+      whose bit reversals cancel around the diagonal of its eigenvalues, and the chirps merge into the outer stages.
+      So the DFT is in (BB*)^1_2.
     * with ``bit_reversed=True``: the decimation-in-frequency FFT, one B* (the second factor is the identity), so
       in (BB*)^1_1. Output i holds the frequency ``bit_reversal(n)[i]``.
 
@@ -43,8 +42,8 @@ def dft(n: int, *, bit_reversed: bool = False, dtype: torch.dtype = torch.comple
     Raises:
         ValueError: n < 1, a real dtype, or ``bit_reversed`` with an n that is not a power of two.
 
-    Source: Bluestein, "A linear filtering approach to the computation of discrete Fourier transform", 1970; Dao et
-    al., ICLR 2020, lemma J.1.
+    Source: Johnson and Burrus, 1984 (self-sorting); Bluestein, "A linear filtering approach to the computation of
+    discrete Fourier transform", 1970; Dao et al., ICLR 2020, lemma J.1, where the DFT is in (BB*)^2.
 
     >>> x = torch.randn(400, dtype=torch.float64)
     >>> torch.allclose(dft(400, dtype=torch.complex128)(x), torch.fft.fft(x))
@@ -125,8 +124,7 @@ def idft2(rows: int, columns: int, *, dtype: torch.dtype = torch.complex64) -> K
 def _dft_factors(n: int) -> Tensor:
     """A BB* whose upper-left n x n corner is the DFT of length n."""
     if is_power_of_two(n):
-        size = padded_size(n)  # one point: a corner of two
-        return chirped_dft(size, size, range(size))
+        return self_sorting(frequency_decimated(padded_size(n)))  # one point: a corner of two
     return chirped_dft(n, padded_size(n, 2), range(1 - n, n))
 
 

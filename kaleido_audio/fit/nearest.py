@@ -31,7 +31,8 @@ class Fit:
         relative_error: Frobenius norm of its difference from the matrix, over that of the matrix.
         exact: whether it was recognised rather than searched for: its structure gave it to within the tolerance.
         start: the structure that was recognised or that the search began with: "B*", "B", "B* then bit reversal",
-            "bit reversal then B*", "circulant", "permutation", "random", or "width w", the result of a smaller width.
+            "bit reversal then B*", "circulant", "permutation", "low rank", "random", or "width w", the result of a
+            smaller width.
         history: relative error of that start, then after each sweep.
     """
 
@@ -58,8 +59,8 @@ def to_kmatrix(
 
     These are recognised and recovered to rounding, within seconds up to n = 1024: a butterfly matrix of either kind,
     or a B* and then a bit reversal, as the Fourier transform (with width >= 2 also the other way round), and any
-    corner of one; a permutation, whose entries may be any numbers; a circulant matrix and, with expansion >= 2, a
-    Toeplitz matrix, in a complex dtype.
+    corner of one; a permutation, whose entries may be any numbers; a matrix of rank 1 (with expansion e, of rank up to
+    e); a circulant matrix and, with expansion >= 2, a Toeplitz matrix, in a complex dtype.
 
     Any other matrix is approximated by alternating least squares. Of the starts, the structures above and random
     orthogonal factors, each gets a tenth of the sweeps and the best one the rest. With width w > 1, the result of width

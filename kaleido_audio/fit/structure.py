@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kaleido_audio.exact import bit_reversal
+from kaleido_audio.exact import bit_reversal, low_rank
 from kaleido_audio.exact.fourier import frequency_decimated, inverse_time_decimated
 from kaleido_audio.exact.permutations import benes
 from kaleido_audio.exact.self_sorting import self_sorting
+from kaleido_audio.factors import embed_factors, identity_factors
 from kaleido_audio.fit.hierarchical import balanced, butterfly_factor
-from kaleido_audio.kmatrix import identity_factors
+from kaleido_audio.kmatrix import padded_size
 
 
 def structured_candidates(target: Tensor, size: int, width: int) -> Iterator[tuple[str, Tensor]]:
@@ -35,7 +36,8 @@ def structured_candidates(target: Tensor, size: int, width: int) -> Iterator[tup
         * ``"bit reversal then B*"``, width >= 2: the class of a bit reversal after a B, too;
         * ``"circulant"``, complex targets: the corner of a circulant matrix of size N. With N >= out_features + n - 1
           every Toeplitz matrix is one;
-        * ``"permutation"``: one entry at most in every row and column.
+        * ``"permutation"``: one entry at most in every row and column;
+        * ``"low rank"``: the nearest matrix of rank r, with r the power of two whose blocks fit, see `exact.low_rank`.
     """
     padded = target.new_zeros(size, size)
     padded[: target.shape[0], : target.shape[1]] = target
@@ -53,6 +55,7 @@ def structured_candidates(target: Tensor, size: int, width: int) -> Iterator[tup
     entries = padded != 0
     if entries.sum(0).max() <= 1 and entries.sum(1).max() <= 1:
         yield "permutation", _scaled_permutation(padded)
+    yield "low rank", _low_rank(target, size)
 
 
 def _circulant(target: Tensor, size: int) -> Tensor:
@@ -79,3 +82,13 @@ def _scaled_permutation(matrix: Tensor) -> Tensor:
     factors = benes(source.cpu()).to(matrix)
     factors[1, -1] *= matrix.sum(dim=1)
     return factors
+
+
+def _low_rank(target: Tensor, size: int) -> Tensor:
+    """The matrix nearest to the target among those of a rank that one BB* of that size holds."""
+    rank = size // padded_size(max(target.shape))
+    u, s, vh = torch.linalg.svd(target, full_matrices=False)
+    scale = s[:rank].sqrt()
+    k = low_rank(u[:, :rank] * scale, vh[:rank].mT * scale)
+    factors = embed_factors(k.factors.detach(), size).to(target.device)
+    return balanced(factors.flatten(0, 1)).view_as(factors)
