@@ -49,7 +49,7 @@ def to_kmatrix(
     width: int = 1,
     expansion: int = 1,
     dtype: torch.dtype | None = None,
-    sweeps: int = 100,
+    sweeps: int | None = None,
     restarts: int = 4,
     tolerance: float = 1e-6,
     seed: int = 0,
@@ -63,9 +63,9 @@ def to_kmatrix(
     e); a circulant matrix and, with expansion >= 2, a Toeplitz matrix, in a complex dtype.
 
     Any other matrix is approximated by alternating least squares. Of the starts, the structures above and random
-    orthogonal factors, each gets a tenth of the sweeps and the best one the rest. With width w > 1, the result of width
-    w - 1 is another start, so that more width is never worse. The search finds a local minimum: that a matrix is in
-    (BB*)^w_e does not mean that the search reaches it.
+    orthogonal factors, each gets a tenth of the sweeps (rounded down) and the best one the rest. With width w > 1, the
+    result of width w - 1 is another start, so that more width is never worse. The search finds a local minimum: that a
+    matrix is in (BB*)^w_e does not mean that the search reaches it.
 
     Computed in float64 on the matrix's device. A sweep takes O(w N^3 log N) operations for factors of size N: with
     w = 1, on one core, about 0.01 s for N = 64, 0.3 s for N = 256 and 1.6 s for N = 512.
@@ -75,7 +75,8 @@ def to_kmatrix(
         width: number w of BB* products.
         expansion: e of (BB*)^w_e.
         dtype: of the K-matrix; that of the matrix by default. Real matrices may get complex K-matrices.
-        sweeps: passes of the search over all stages; 0 for recognition alone.
+        sweeps: passes of the search over all stages; 0 for recognition alone. By default as many as take some seconds
+            for w = 1: 100 for N up to 128, then fewer, and none for N above 1024.
         restarts: random starts of the search.
         tolerance: relative error below which a structure counts as recognised and a search ends.
         seed: of the random starts. The same seed gives the same result; the global random state is neither used
@@ -97,6 +98,8 @@ def to_kmatrix(
     True
     """
     dtype = _checked_dtype(matrix, dtype)
+    size = padded_size(max(matrix.shape), max(1, expansion))
+    sweeps = _default_sweeps(size) if sweeps is None else sweeps
     for name, value, least in (
         ("width", width, 1), ("expansion", expansion, 1), ("sweeps", sweeps, 0), ("restarts", restarts, 0)
     ):  # fmt: skip
@@ -104,7 +107,6 @@ def to_kmatrix(
             raise ValueError(f"expected {name} >= {least}, got {value}")
     out_features, n = matrix.shape
     target = matrix.detach().to(torch.complex128 if dtype.is_complex else torch.float64)
-    size = padded_size(max(n, out_features), expansion)
     with _progress_bars(progress) as add_bar:
         best, exact = _nearest(target, size, width, sweeps, restarts, tolerance, seed, add_bar)
     kmatrix = KMatrix.from_factors(n, best.factors.cpu().to(dtype), out_features=out_features, expansion=expansion)
@@ -159,7 +161,7 @@ def _nearest(
         searches.append(_Search(target, _widened(narrow.factors, width), f"width {width - 1}"))
     random = _random_starts(restarts, seed, width, size, target)
     searches += [_Search(target, factors, "random") for factors in random]
-    trial = -(-sweeps // 10)
+    trial = sweeps // 10
     advance = add_bar(f"width {width}", trial * (len(searches) - 1) + sweeps)
     for search in searches:
         search.run(trial, tolerance, advance)
@@ -201,6 +203,11 @@ class _Search:
 
     def _stalled(self) -> bool:
         return len(self.history) > 2 and self.history[-1] > (1 - _STALLED) * self.history[-2]
+
+
+def _default_sweeps(size: int) -> int:
+    """Sweeps that take some seconds, as one takes O(N^3) operations."""
+    return 0 if size > 1024 else max(1, min(100, round(100 * (128 / size) ** 3)))
 
 
 def _checked_dtype(matrix: Tensor, dtype: torch.dtype | None) -> torch.dtype:
