@@ -161,13 +161,15 @@ def _nearest(
         searches.append(_Search(target, _widened(narrow.factors, width), f"width {width - 1}"))
     random = _random_starts(restarts, seed, width, size, target)
     searches += [_Search(target, factors, "random") for factors in random]
+    # Matrices of low rank leave most coefficients at zero: a bad place to start, however near.
+    starts = [search for search in searches if search.start != "low rank"]
     trial = sweeps // 10
-    advance = add_bar(f"width {width}", trial * (len(searches) - 1) + sweeps)
-    for search in searches:
+    advance = add_bar(f"width {width}", trial * (len(starts) - 1) + sweeps)
+    for search in starts:
         search.run(trial, tolerance, advance)
-    best = min(searches, key=_Search.error)
+    best = min(starts, key=_Search.error)
     best.run(sweeps - trial, tolerance, advance)
-    return best, False
+    return min((best, *searches), key=_Search.error), False
 
 
 class _Search:
