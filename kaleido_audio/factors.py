@@ -58,7 +58,7 @@ def invert_factors(factors: Tensor) -> Tensor:
         opposite, off_opposite = swap_partners(diagonal, stride), swap_partners(off_diagonal, stride)
         determinant = diagonal * opposite - off_diagonal * off_opposite
         scale = sum(c.abs().square() for c in (diagonal, opposite, off_diagonal, off_opposite))
-        singular = determinant.abs() <= torch.finfo(factors.dtype).eps * scale
+        singular = ~(determinant.abs() > torch.finfo(factors.dtype).eps * scale)  # NaN too
         if singular.any():
             product, i = singular.nonzero()[0].tolist()
             raise ValueError(

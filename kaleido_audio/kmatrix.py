@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Union
 
 import torch
@@ -22,6 +23,7 @@ from kaleido_audio.parametrizations import (
     unitary_blocks,
     with_diagonal,
 )
+from kaleido_audio.tables import ModuleWithTables
 
 Init = Union[str, "KMatrix"]
 _DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
@@ -39,7 +41,7 @@ def padded_size(n: int, expansion: int = 1) -> int:
     return max(2, 1 << (expansion * n - 1).bit_length())
 
 
-class KMatrix(nn.Module):
+class KMatrix(ModuleWithTables):
     """A K-matrix: an n x n linear map in (BB*)^w_e, applied in O(w e n log(e n)) operations.
 
     The map is the upper-left n x n corner of a product of ``2 * width`` butterfly matrices of size N, the next power
@@ -115,7 +117,7 @@ class KMatrix(nn.Module):
         tied: bool = False,
     ) -> None:
         super().__init__()
-        out_features = n if out_features is None else out_features
+        n, out_features = operator.index(n), operator.index(n if out_features is None else out_features)
         for name, value in (("n", n), ("out_features", out_features), ("width", width), ("expansion", expansion)):
             if value < 1:
                 raise ValueError(f"expected {name} >= 1, got {value}")
@@ -149,7 +151,7 @@ class KMatrix(nn.Module):
         if constraint == "odo":
             self.diagonal = nn.Parameter(torch.empty(width, self.size, *parts, dtype=real))
         if not self._has_weight_as_factors:
-            self.register_buffer("block_index", block_index(self.size, tied=tied), persistent=False)
+            self.register_tables()
 
         self.init: str | None = None
         if isinstance(init, KMatrix):
@@ -193,6 +195,10 @@ class KMatrix(nn.Module):
         k.init = None
         k._set_factors(factors)
         return k
+
+    def tables(self) -> dict[str, Tensor]:
+        """Where the coefficients of the factors stand among those of the blocks."""
+        return {} if self._has_weight_as_factors else {"block_index": block_index(self.size, tied=self.tied)}
 
     @property
     def n(self) -> int:
@@ -266,7 +272,7 @@ class KMatrix(nn.Module):
             result = self.adjoint()
         else:
             double = self.factors.detach().to(torch.complex128 if self.is_complex else torch.float64)
-            result = self._reversed(invert_factors(double).to(self.factors.dtype))
+            result = self._reversed(invert_factors(double), self.factors.dtype)
         if n < self.size and not self._is_undone_by(result):
             raise ValueError(
                 f"no inverse of this kind: the map of size {n} is the corner of a matrix of size {self.size} that "
@@ -299,7 +305,7 @@ class KMatrix(nn.Module):
                 f"got one of {other.out_features} rows"
             )
         size = max(self.size, other.size)
-        dtype = torch.promote_types(self.factors.dtype, other.factors.dtype)
+        dtype = torch.promote_types(torch.promote_types(self.factors.dtype, other.factors.dtype), torch.float32)
         first, second = (embed_factors(k.factors.detach().to(dtype), size) for k in (other, self))
         first[-1, -1, :, other.out_features :] = 0
         longer = max(other.in_features, self.out_features)
@@ -338,9 +344,6 @@ class KMatrix(nn.Module):
             blocks = random_normal_blocks(self._blocks_shape, dtype)
         if self.constraint is None:
             blocks = blocks * gain ** (1 / (2 * self.width * (self.size.bit_length() - 1)))
-        if not self._has_weight_as_factors:
-            # Made again, since `to_empty` leaves anything in it.
-            self.block_index = block_index(self.size, tied=self.tied).to(parameter.device)
         self._set_blocks(blocks)
         if self.constraint == "odo":
             with torch.no_grad():
@@ -410,7 +413,9 @@ class KMatrix(nn.Module):
         rest = identity_factors(2 * (self.width - source.width), self.size, dtype).to(parameter.device)
         return torch.cat([given, rest])
 
-    def _reversed(self, factors: Tensor) -> KMatrix:
+    def _reversed(self, factors: Tensor, dtype: torch.dtype | None = None) -> KMatrix:
+        # float32 at least, as every K-matrix is made.
+        factors = factors.to(torch.promote_types(factors.dtype if dtype is None else dtype, torch.float32))
         return KMatrix.from_factors(self.out_features, factors, out_features=self.in_features, expansion=self.expansion)
 
     def _is_undone_by(self, other: KMatrix) -> bool:

@@ -281,3 +281,17 @@ def test_progress_goes_to_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> No
 def test_errors(call, message) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e200])
+def test_scale_does_not_matter(scale: float) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(8, 8, dtype=torch.float64)
+    plain, scaled = (fit.to_kmatrix(m, sweeps=5, progress=False) for m in (matrix, matrix * scale))
+    assert scaled.relative_error == pytest.approx(plain.relative_error, rel=1e-3) and plain.relative_error > 0.01
+    assert not scaled.exact
+
+
+def test_arrays_are_matrices_too() -> None:
+    found = fit.to_kmatrix(np.eye(4)[::1], progress=False)
+    assert found.exact and fit.relative_error(found.kmatrix, np.eye(4)) < 1e-12

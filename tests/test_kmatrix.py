@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -611,3 +612,35 @@ def test_a_kmatrix_learns_a_rotation_of_the_circle() -> None:
 def test_errors(call, message) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_algebra_of_half_precision_is_in_float32(dtype) -> None:
+    k = KMatrix(8).to(dtype)
+    for result in (k.transpose(), k.adjoint(), k.inverse(), k @ k, exact.kronecker(k, k)):
+        assert result.weight.dtype == torch.float32
+    torch.testing.assert_close((k.inverse() @ k).to_dense(), torch.eye(8), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_dense_matrix_in_half_precision_is_rounded_once(dtype) -> None:
+    torch.manual_seed(0)
+    k = KMatrix(256, width=2).to(dtype)
+    whole = copy.deepcopy(k).float().to_dense()
+    assert k.to_dense().dtype == dtype
+    assert torch.equal(k.to_dense(), whole.to(dtype))
+
+
+def test_sizes_may_be_numpy_integers_but_not_floats() -> None:
+    k = KMatrix(np.int64(6), out_features=np.int32(3))
+    assert k.size == 8 and k(torch.randn(6)).shape == (3,)
+    with pytest.raises(TypeError, match="float"):
+        KMatrix(8.0)
+
+
+def test_a_matrix_with_nan_has_no_inverse() -> None:
+    k = KMatrix(4)
+    with torch.no_grad():
+        k.weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="is singular"):
+        k.inverse()

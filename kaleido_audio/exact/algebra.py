@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kaleido_audio.exact.arguments import check_finite
 from kaleido_audio.kmatrix import KMatrix, padded_size
 
 Vector = Tensor | np.ndarray | Sequence[float] | Sequence[complex]
@@ -81,11 +82,14 @@ def read_vectors(
     """
     vectors, types = [], []
     for name, values in given.items():
+        if isinstance(values, np.ndarray):
+            values = np.array(values, order="C")  # tensors have no negative strides
         tensor = torch.as_tensor(values)
         if tensor.ndim != 1 or len(tensor) == 0:
             raise ValueError(f"expected {name} of shape (n,) with n >= 1, got {tuple(tensor.shape)}")
         precise = torch.complex128 if tensor.is_complex() else torch.float64
         vectors.append(torch.as_tensor(values, dtype=precise, device="cpu").detach())
+        check_finite(vectors[-1], name)
         types.append(tensor.dtype)
     if dtype is None:
         # float32 at least: K-matrices have no half-precision parameters.

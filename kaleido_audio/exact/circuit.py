@@ -43,6 +43,7 @@ def circuit(n: int, gates: Sequence[Gate], outputs: Sequence[int], *, dtype: tor
     >>> prefix_sums(torch.tensor([1.0, 10.0, 100.0])).tolist()
     [1.0, 11.0, 111.0]
     """
+    outputs = [int(wire) for wire in outputs]
     _check_wires(n, gates, outputs)
     coefficients = [coefficient for gate in gates for coefficient in gate.values()]
     is_complex = torch.tensor(coefficients).is_complex()

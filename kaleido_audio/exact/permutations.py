@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +36,7 @@ def permutation(p: Sequence[int] | Tensor, *, dtype: torch.dtype = torch.float32
 
 def check_permutation(p: Sequence[int] | Tensor) -> Tensor:
     """``p`` as an int64 tensor ``(n,)``, or a ValueError where it is not each of 0, ..., n - 1 once."""
-    given = torch.as_tensor(p).cpu()
+    given = torch.as_tensor(p.copy() if isinstance(p, np.ndarray) else p).cpu()  # tensors have no negative strides
     n = given.numel()
     indices = given.long()
     integers = bool((given == indices).all())

@@ -51,7 +51,7 @@ def kronecker(a: KMatrix, b: KMatrix) -> KMatrix:
     >>> torch.equal(k.to_dense(), hadamard(8).to_dense()), k.width
     (True, 1)
     """
-    dtype = torch.promote_types(a.factors.dtype, b.factors.dtype)
+    dtype = torch.promote_types(torch.promote_types(a.factors.dtype, b.factors.dtype), torch.float32)
     width = max(a.width, b.width)
     high = _widened(a, width).to(dtype).repeat_interleave(b.size, dim=-1)
     low = _widened(b, width).to(dtype).repeat(1, 1, 1, a.size)

@@ -37,24 +37,30 @@ def self_sorting(stages: Tensor) -> Tensor:
     >>> torch.allclose(ops.to_dense(self_sorting(stages)), torch.fft.fft(torch.eye(8)), atol=1e-6)
     True
     """
-    log_n, _, n = stages.shape
-    factors = identity_factors(2, n, stages.dtype).to(stages.device)
+    return _self_sorting(stages.unsqueeze(0))[0]
+
+
+def _self_sorting(stages: Tensor) -> Tensor:
+    """The BB* ``(batch, 2, log2 n, 2, n)`` of B* ``(batch, log2 n, 2, n)``."""
+    batch, log_n, _, n = stages.shape
+    factors = identity_factors(2, n, stages.dtype).to(stages.device).repeat(batch, 1, 1, 1, 1)
     if log_n <= 1:
-        factors[0] = stages
+        factors[:, 0] = stages
         return factors
     half = n // 2
     position = torch.arange(n, device=stages.device)
     odd, lower = position % 2 == 1, position >= half
-    crossed = swap_partners(stages[0].flip(0), half)
-    factors[0, 0] = torch.where(odd, crossed, stages[0])
-    last = stages[-1][:, bit_reversal(n).to(stages.device)]
-    factors[1, -1] = torch.where(odd, last.flip(0), last)
+    crossed = swap_partners(stages[:, 0].flip(1), half)
+    factors[:, 0, 0] = torch.where(odd, crossed, stages[:, 0])
+    last = stages[:, -1][..., bit_reversal(n).to(stages.device)]
+    factors[:, 1, -1] = torch.where(odd, last.flip(1), last)
     if log_n > 2:
         # (half, even or odd) of every position, then the four problems, which have positions n/4 apart no more.
-        inner = stages[1:-1][..., position ^ (half * odd)].unflatten(-1, (2, half // 2, 2))
-        solved = [[self_sorting(inner[..., h, :, parity]) for parity in range(2)] for h in range(2)]
-        sub = torch.stack([torch.stack(row, dim=-1) for row in solved], dim=-3)
-        factors[0, 1:-1] = sub[0].flatten(-3)
-        factors[1, 1:-1] = sub[1].flatten(-3)[..., position ^ lower.long()]
-    factors[0, -1] = torch.stack([~lower, lower]).to(stages.dtype)
+        inner = stages[:, 1:-1][..., position ^ (half * odd)].unflatten(-1, (2, half // 2, 2))
+        problems = inner.permute(0, 3, 5, 1, 2, 4)  # (batch, half, parity, stage, coefficient, position)
+        solved = _self_sorting(problems.flatten(0, 2)).unflatten(0, (batch, 2, 2))
+        sub = solved.permute(0, 3, 4, 5, 1, 6, 2).flatten(-3)
+        factors[:, 0, 1:-1] = sub[:, 0]
+        factors[:, 1, 1:-1] = sub[:, 1][..., position ^ lower.long()]
+    factors[:, 0, -1] = torch.stack([~lower, lower]).to(stages.dtype)
     return factors

@@ -59,8 +59,9 @@ def to_kmatrix(
 
     These are recognised and recovered to rounding, within seconds up to n = 1024: a butterfly matrix of either kind,
     or a B* and then a bit reversal, as the Fourier transform (with width >= 2 also the other way round), and any
-    corner of one; a permutation, whose entries may be any numbers; a matrix of rank 1 (with expansion e, of rank up to
-    e); a circulant matrix and, with expansion >= 2, a Toeplitz matrix, in a complex dtype.
+    corner of one; a permutation, whose entries may be any numbers; a matrix of rank 1, and with factors r times as
+    large as its padded size one of rank r; in a complex dtype, a circulant matrix of a power of two and, where the
+    factors are twice as large (expansion 2), any Toeplitz matrix.
 
     Any other matrix is approximated by alternating least squares. Of the starts, the structures above and random
     orthogonal factors, each gets a tenth of the sweeps (rounded down) and the best one the rest. With width w > 1, the
@@ -97,7 +98,10 @@ def to_kmatrix(
     >>> torch.allclose(fit.kmatrix(x), torch.fft.fft(x), atol=1e-4)
     True
     """
+    matrix = torch.as_tensor(matrix)
     dtype = _checked_dtype(matrix, dtype)
+    if not tolerance >= 0:
+        raise ValueError(f"expected tolerance >= 0, got {tolerance}")
     size = padded_size(max(matrix.shape), max(1, expansion))
     sweeps = _default_sweeps(size) if sweeps is None else sweeps
     for name, value, least in (
@@ -107,9 +111,12 @@ def to_kmatrix(
             raise ValueError(f"expected {name} >= {least}, got {value}")
     out_features, n = matrix.shape
     target = matrix.detach().to(torch.complex128 if dtype.is_complex else torch.float64)
+    scale = target.abs().max().item() or 1.0  # squares of its entries shall neither overflow nor vanish
     with _progress_bars(progress) as add_bar:
-        best, exact = _nearest(target, size, width, sweeps, restarts, tolerance, seed, add_bar)
-    kmatrix = KMatrix.from_factors(n, best.factors.cpu().to(dtype), out_features=out_features, expansion=expansion)
+        best, exact = _nearest(target / scale, size, width, sweeps, restarts, tolerance, seed, add_bar)
+    stages = best.factors.shape[0] * best.factors.shape[1]
+    factors = (best.factors * scale ** (1 / stages)).cpu().to(dtype)
+    kmatrix = KMatrix.from_factors(n, factors, out_features=out_features, expansion=expansion)
     kmatrix.to(matrix.device)
     return Fit(kmatrix, relative_error(kmatrix, matrix), exact, best.start, tuple(best.history))
 
@@ -132,17 +139,17 @@ def relative_error(kmatrix: KMatrix, matrix: Tensor) -> float:
     >>> relative_error(KMatrix(4, init="identity"), 2 * torch.eye(4))
     0.5
     """
-    dense = kmatrix.to_dense().detach()
+    dense, matrix = kmatrix.to_dense().detach(), torch.as_tensor(matrix)
     if matrix.shape != dense.shape:
         raise ValueError(f"expected a matrix of shape {tuple(dense.shape)}, got {tuple(matrix.shape)}")
     return _relative_norm(dense.to(torch.complex128) - matrix.detach(), matrix.detach().to(torch.complex128))
 
 
 def _relative_norm(difference: Tensor, matrix: Tensor) -> float:
-    error, norm = difference.norm().item(), matrix.norm().item()
-    if norm == 0:
-        return math.inf if error else 0.0
-    return error / norm
+    scale = matrix.abs().max().item()
+    if scale == 0:
+        return math.inf if difference.any() else 0.0
+    return (difference / scale).norm().item() / (matrix / scale).norm().item()
 
 
 def _nearest(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from kaleido_audio import exact, ops
 from kaleido_audio.kmatrix import Init, KMatrix
 from kaleido_audio.nn.structured import StructuredLinear, along, check_positive, real_dtype
+from kaleido_audio.tables import ModuleWithTables
 
 _AXES = {1: "L", 2: "H, W", 3: "D, H, W"}
 
@@ -178,7 +179,7 @@ class KConv1x1(nn.Module):
         return f"spatial_dims={self.spatial_dims}"
 
 
-class Hadamard(nn.Module):
+class Hadamard(ModuleWithTables):
     """The Hadamard transform divided by sqrt(n): mixes all entries of a dimension, without parameters.
 
     Orthogonal and its own inverse where n is a power of two. For another n, the upper-left n x n corner of the
@@ -216,12 +217,17 @@ class Hadamard(nn.Module):
         check_positive(n=n)
         self.n = n
         self.dim = dim
-        size = 1 << (n - 1).bit_length()
+        self.register_tables(device)
+        self.factors = self.factors.to(real_dtype(dtype))
+
+    def tables(self) -> dict[str, Tensor]:
+        """The coefficients of the transform, in float64."""
+        size = 1 << (self.n - 1).bit_length()
         # One B* is the whole transform; the other factor of the exact K-matrix is the identity.
         factors = exact.hadamard(size, dtype=torch.float64).factors.detach()[:1].clone()
         if size > 1:
             factors[:, 0] /= size**0.5
-        self.register_buffer("factors", factors.to(device=device, dtype=real_dtype(dtype)), persistent=False)
+        return {"factors": factors}
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform the dimension ``dim`` of x."""

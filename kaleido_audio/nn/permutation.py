@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from kaleido_audio import ops
 from kaleido_audio.kmatrix import KMatrix
 from kaleido_audio.nn.structured import along, check_positive, real_dtype
+from kaleido_audio.tables import ModuleWithTables
 
 _RELAXATIONS = ("sigmoid", "cos2")
 
 
-class KPermutation(nn.Module):
+class KPermutation(ModuleWithTables):
     """A relaxed permutation in (BB*)^w: every 2 x 2 block keeps its pair with probability p, else swaps it.
 
     A block is ``[[p, 1 - p], [1 - p, p]]``, so the whole is a product of doubly stochastic matrices and doubly
@@ -31,7 +32,7 @@ class KPermutation(nn.Module):
         n: size of the dimension, a power of two.
         width: number of BB* products.
         relaxation: ``"sigmoid"``: p = sigmoid(theta / temperature). ``"cos2"``: p = cos(theta)^2, whose gradient
-            is not that small in the tails; temperature then concerns samples only.
+            is not that small in the tails; temperature then concerns the samples that are not hard, and gradients.
         temperature: of the relaxation; towards 0 the blocks become hard.
         device: of the parameter.
         dtype: real type of the parameter, `torch.get_default_dtype()` by default.
@@ -75,11 +76,19 @@ class KPermutation(nn.Module):
         self.width = width
         self.relaxation = relaxation
         self.temperature = temperature
-        start = math.pi / 4 if relaxation == "cos2" else 0.0
-        log_n = n.bit_length() - 1
-        theta = torch.randn(2 * width, log_n, n // 2, device=device, dtype=real_dtype(dtype)) * 0.1 + start
-        self.theta = nn.Parameter(theta)
-        self.register_buffer("_pair", _pair_of_index(n).to(theta.device), persistent=False)
+        shape = (2 * width, n.bit_length() - 1, n // 2)
+        self.theta = nn.Parameter(torch.empty(shape, device=device, dtype=real_dtype(dtype)))
+        self.reset_parameters()
+        self.register_tables(self.theta.device)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start anew near p = 1/2."""
+        self.theta.normal_(math.pi / 4 if self.relaxation == "cos2" else 0.0, 0.1)
+
+    def tables(self) -> dict[str, Tensor]:
+        """Which pair each index belongs to."""
+        return {"_pair": _pair_of_index(self.n)}
 
     def probabilities(self) -> Tensor:
         """The p of every block, ``(2 * width, log2 n, n / 2)``: how likely it keeps its pair in place."""
@@ -108,17 +117,20 @@ class KPermutation(nn.Module):
             x: any shape with n entries in ``dim``.
             dim: the dimension that is permuted.
             hard: whether to round every block to keeping or swapping. The result then holds the entries of x,
-                permuted; gradients are those of the draw before rounding (straight-through). Otherwise blocks
-                are binary concrete variables at ``temperature``.
+                permuted, and a block keeps its pair with probability p; gradients are those of the draw before
+                rounding (straight-through). Otherwise blocks are the binary concrete variables that it is rounded
+                from.
 
         >>> x = torch.arange(4.0)
         >>> KPermutation(4).sample(x).sort().values.equal(x)
         True
         """
-        logits = self._logits(temperature=1.0)
+        # In half precision a uniform variable would be zero too often.
+        logits = self._logits().to(torch.promote_types(self.theta.dtype, torch.float32))
         uniform = torch.rand_like(logits).clamp_min(torch.finfo(logits.dtype).tiny)
         # The difference of two Gumbel variables is logistic.
-        p = torch.sigmoid((logits + torch.logit(uniform)) / self.temperature)
+        drawn = logits + torch.logit(uniform)
+        p = torch.sigmoid(drawn / self.temperature if self.relaxation == "cos2" else drawn).to(self.theta.dtype)
         if hard:
             # In this order the sum is exactly 0 or 1.
             p = (_rounded(p) - p).detach() + p
@@ -148,11 +160,11 @@ class KPermutation(nn.Module):
         """The doubly stochastic matrix W ``(n, n)`` with ``forward(x) = W @ x``; differentiable."""
         return ops.to_dense(self._factors(self.probabilities()))
 
-    def _logits(self, temperature: float | None = None) -> Tensor:
-        """log(p / (1 - p)) of every block, at the module's temperature or another one."""
+    def _logits(self) -> Tensor:
+        """log(p / (1 - p)) of every block."""
         if self.relaxation == "cos2":
             return torch.logit(self.theta.cos().square(), eps=torch.finfo(self.theta.dtype).eps)
-        return self.theta / (self.temperature if temperature is None else temperature)
+        return self.theta / self.temperature
 
     def _factors(self, p: Tensor) -> Tensor:
         """Butterfly coefficients ``(2 * width, log2 n, 2, n)`` of blocks ``[[p, 1 - p], [1 - p, p]]``."""

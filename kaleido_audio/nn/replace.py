@@ -103,9 +103,9 @@ def replace_linear(
         select: which layers. None: those that get fewer parameters. A glob pattern for their names, e.g.
             ``"encoder.*.linear?"``. A list of names, which must all be replaceable. Or a function of name and module.
         layer: class of the new layers: `KLinear` or another `StructuredLinear`.
-        init: ``"fit"``: start from the K-matrix nearest to the layer's matrix, as `kaleido_audio.fit.to_kmatrix` finds
-            it, in a time that grows with the cube of the sides. Another string is the ``init`` option of ``layer``;
-            None leaves it at its default.
+        init: ``"fit"``: start from the K-matrix nearest to the layer's matrix that `kaleido_audio.fit.to_kmatrix`
+            finds, some seconds a layer. Another string is the ``init`` option of ``layer``; None leaves it at its
+            default.
         fit_options: of `kaleido_audio.fit.to_kmatrix`, e.g. ``{"sweeps": 10}``.
         convolutions: whether to swap convolutions of kernel size 1 for `KConv1x1` too; ``layer`` is then `KLinear`.
         **options: of the new layers, e.g. ``width=2``.
@@ -136,9 +136,7 @@ def replace_linear(
     owners = _owners(model)
     skipped: dict[str, str] = {}
     for name, module in chosen.items():
-        reason = _obstacle(module, owners)
-        if reason is None and select is None:
-            reason = _growth(module, layer, options)
+        reason = _obstacle(module, owners) or _misfit(module, layer, options, may_grow=select is not None)
         if reason is not None:
             skipped[name] = reason
     reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
@@ -173,13 +171,26 @@ def to_dense(model: nn.Module) -> nn.Module:
     Returns:
         ``model``; its dense layer where it is itself one of these layers.
 
+    Raises:
+        ValueError: a layer that has hooks, or shares parameters with another: its successor would not. Nothing is
+            changed then.
+
     >>> to_dense(nn.Sequential(KLinear(64, 32), nn.ReLU()))
     Sequential(
       (0): Linear(in_features=64, out_features=32, bias=True)
       (1): ReLU()
     )
     """
-    successors: dict[nn.Module, nn.Module] = {m: _dense(m) for m in model.modules() if isinstance(m, Structured)}
+    layers = _outermost(model)
+    owner: dict[Tensor, str] = {}
+    for module, name in layers.items():
+        for part in module.modules():
+            if _has_hooks(part):
+                raise ValueError(f"{name} has hooks, which a dense layer would not have: remove them first")
+        for parameter in module.parameters():
+            if owner.setdefault(parameter, name) != name:
+                raise ValueError(f"{owner[parameter]} and {name} share parameters, which dense layers would not")
+    successors: dict[nn.Module, nn.Module] = {module: _dense(module) for module in layers}
     if model in successors:
         return successors[model]
     _swap(model, successors)
@@ -243,19 +254,38 @@ def _obstacle(module: Dense, owners: dict[Tensor, int]) -> str | None:
     """Why a layer cannot be replaced without changing what the model does, or None."""
     if type(module) is not nn.Linear and type(module) not in _SPATIAL_DIMS:
         return f"is a {type(module).__name__}, no plain layer: its class or owner may use the weight in another way"
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+    if _has_hooks(module):
         return "has hooks, which the new layer would not have"
     if any(owners[parameter] > 1 for parameter in module.parameters()):
         return "shares a parameter with another layer"
     return None
 
 
-def _growth(module: Dense, layer: type[StructuredLinear], options: dict[str, Any]) -> str | None:
-    """That a layer would not get fewer parameters, or None."""
-    with torch.device("meta"):
-        after = _count(_new(module, layer, options))
+def _has_hooks(module: nn.Module) -> bool:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
+
+
+def _outermost(model: nn.Module) -> dict[Structured, str]:
+    """Structured layers that are no part of another, with their first names."""
+    layers: dict[Structured, str] = {}
+    inner: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, Structured) and module not in inner:
+            layers[module] = name or "the model"
+            inner.update(module.modules())
+    return layers
+
+
+def _misfit(module: Dense, layer: type[StructuredLinear], options: dict[str, Any], *, may_grow: bool) -> str | None:
+    """Why there is no such layer of these sides, or none with fewer parameters; or None."""
+    try:
+        with torch.device("meta"):
+            after = _count(_new(module, layer, options))
+    except ValueError as error:
+        return f"cannot be a {layer.__name__}: {error}"
     before = _count(module)
-    return None if after < before else f"would grow from {before:,} to {after:,} parameters"
+    return None if may_grow or after < before else f"would grow from {before:,} to {after:,} parameters"
 
 
 def _new(module: Dense, layer: type[StructuredLinear], options: dict[str, Any]) -> Structured:
@@ -277,7 +307,7 @@ def _successor(
     """The new layer, and the relative error where it is fitted."""
     error = None
     if init == "fit":
-        from kaleido_audio import fit  # type: ignore[attr-defined, unused-ignore]
+        from kaleido_audio import fit
 
         weight = module.weight.detach().flatten(1).to(torch.promote_types(module.weight.dtype, torch.float32))
         sizes = {name: options[name] for name in ("width", "expansion") if name in options}
@@ -299,13 +329,12 @@ def _dense(module: Structured) -> Dense:
         dense = kind(module.in_channels, module.out_channels, 1, bias=module.bias is not None, device="meta")
     else:
         dense = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
-    with torch.enable_grad():  # so that the weight says whether it is to be trained, also under no_grad
+    with torch.inference_mode(False), torch.no_grad():  # a parameter that can be trained, wherever this is called
         weight = module.weight
-    dense.to_empty(device=weight.device).to(weight.dtype).train(module.training)
-    with torch.no_grad():
+        dense.to_empty(device=weight.device).to(weight.dtype).train(module.training)
         dense.weight.copy_(weight)
-    dense.weight.requires_grad_(weight.requires_grad)
-    _copy_bias(module.bias, dense.bias)
+        dense.weight.requires_grad_(any(p.requires_grad for p in module.parameters() if p is not module.bias))
+        _copy_bias(module.bias, dense.bias)
     return dense
 
 

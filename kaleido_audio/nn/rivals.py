@@ -152,8 +152,8 @@ class SparseLinear(StructuredLinear):
             raise ValueError(f"expected nonzeros between 1 and {entries}, got {nonzeros}")
         self.nonzeros = nonzeros
         support, row_lengths = _balanced_support(in_features, out_features, nonzeros, seed)
-        deviation = row_lengths.rsqrt().to(device=device, dtype=real_dtype(dtype))
-        self.values = nn.Parameter(torch.randn(nonzeros, device=device, dtype=real_dtype(dtype)) * deviation)
+        values = torch.randn(nonzeros, device=device, dtype=real_dtype(dtype))
+        self.values = nn.Parameter(values * row_lengths.rsqrt().to(values))
         self.register_buffer("support", support.to(self.values.device))
 
     def multiply(self, x: Tensor) -> Tensor:

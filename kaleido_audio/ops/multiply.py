@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -122,7 +124,10 @@ def to_dense(factors: Tensor, *, out_features: int | None = None, in_features: i
             [ 1., -1.]])
     """
     n = _check_factors(factors)
-    return product_matrix(factors, in_features=n if in_features is None else in_features, rows=slice(out_features))
+    in_features = n if in_features is None else in_features
+    if factors.dtype in _HALF:  # rounded once, at the end
+        return product_matrix(factors.float(), in_features=in_features, rows=slice(out_features)).to(factors.dtype)
+    return product_matrix(factors, in_features=in_features, rows=slice(out_features))
 
 
 def butterfly_power_spectrum(
@@ -168,9 +173,14 @@ def butterfly_power_spectrum(
         items = waveform.reshape(-1, waveform.shape[-1])
         result = native.power_spectrum(items, window, factors, rows, hop_length)
         return result.view(*waveform.shape[:-1], *result.shape[1:])
-    with torch.autocast(waveform.device.type, enabled=False):
+    with _no_autocast(waveform):
         frames = waveform.unfold(-1, window.shape[0], hop_length) * window
         return squared_magnitude(_multiply(frames, factors, rows))
+
+
+def _no_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Autocast switched off for the device of x; the meta device has none."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def _multiply(x: Tensor, factors: Tensor, rows: Tensor | slice) -> Tensor:
@@ -178,7 +188,7 @@ def _multiply(x: Tensor, factors: Tensor, rows: Tensor | slice) -> Tensor:
     x, factors, dtype = _common_types(x, factors)
     if native.is_native(x) and len(factors) and factors.shape[-1] > 1:
         return _multiply_natively(x, factors, rows, dtype)
-    with torch.autocast(x.device.type, enabled=False):
+    with _no_autocast(x):
         return _multiply_plainly(x.float() if x.dtype in _HALF else x, factors, rows).to(dtype)
 
 
@@ -242,7 +252,7 @@ def _check(x: Tensor, factors: Tensor) -> int:
 
 def _common_types(x: Tensor, factors: Tensor) -> tuple[Tensor, Tensor, torch.dtype]:
     """Operands, factors in the type that is computed in, and the type of the result."""
-    if torch.is_autocast_enabled(x.device.type):
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         low = torch.get_autocast_dtype(x.device.type)
         x = x.to(low) if x.dtype == torch.float32 else x
         factors = factors.to(low) if factors.dtype == torch.float32 else factors

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -82,3 +83,23 @@ def test_float32_has_the_error_of_an_fft(name: str) -> None:
     expected = k(x)
     error = (k.float()(x.float()) - expected).abs().max() / expected.abs().max()
     assert error <= 3e-6
+
+
+def test_arrays_read_backwards() -> None:
+    h = vector(5).numpy()[::-1]
+    forward = torch.tensor(h.copy())
+    assert torch.equal(exact.convolution(h, 8).to_dense(), exact.convolution(forward, 8).to_dense())
+    assert torch.equal(exact.diagonal(h).to_dense(), exact.diagonal(forward).to_dense())
+    assert exact.permutation(np.arange(4)[::-1])(torch.arange(4.0)).tolist() == [3.0, 2.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_entries_that_are_not_finite(value: float) -> None:
+    for build in (exact.diagonal, exact.circulant, exact.toeplitz, lambda h: exact.convolution(h, 4)):
+        with pytest.raises(ValueError, match="expected finite entries in"):
+            build([1.0, value])
+
+
+def test_outputs_of_a_circuit_may_be_a_tensor() -> None:
+    k = exact.circuit(3, [{0: 1.0, 1: 1.0}], torch.tensor([0, 3]))
+    assert k(torch.tensor([1.0, 2.0, 3.0])).tolist() == [1.0, 3.0]

@@ -205,7 +205,7 @@ def test_errors_leave_the_model_as_it_was() -> None:
         (lambda: replace_linear(model, tied=True), "leave constraint and tied out"),
         (lambda: replace_linear(model, init=None, fit_options={"sweeps": 1}), "for init='fit', got init=None"),
         (lambda: replace_linear(model, init="zeros"), "expected init in"),
-        (lambda: replace_linear(model, "*", layer=LowRankLinear, init=None, rank=10), "rank between 1 and 3"),
+        (lambda: replace_linear(model, "*", layer=LowRankLinear, init=None, rank=99), "rank between 1 and 3"),
         (lambda: replace_linear(Linear(64, 64), init="orthogonal"), "Candidates: none"),
         (lambda: replace_linear(torch.nn.Sequential(Linear(8, 2)), init="orthogonal"), "0: would grow from 18 to"),
     ]:
@@ -259,3 +259,31 @@ def test_replacing_and_back_keeps_the_outputs() -> None:
     to_dense(model)
     assert {type(m) for m in model.modules() if hasattr(m, "in_features")} == {Linear}
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_that_cannot_be_is_left_alone_with_the_reason() -> None:
+    model = torch.nn.Sequential(Linear(256, 256), Linear(256, 4))
+    report = replace_linear(model, layer=LowRankLinear, init=None)
+    assert isinstance(model[0], LowRankLinear) and type(model[1]) is Linear
+    assert report.skipped == {"1": "cannot be a LowRankLinear: expected rank between 1 and 4, got 8"}
+
+
+def test_to_dense_refuses_what_would_be_lost() -> None:
+    hooked = torch.nn.Sequential(KLinear(8, 8))
+    hooked[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="0 has hooks"):
+        to_dense(hooked)
+    shared = torch.nn.Sequential(KLinear(8, 8), KLinear(8, 8))
+    shared[1].kmatrix = shared[0].kmatrix
+    with pytest.raises(ValueError, match="0 and 1 share parameters"):
+        to_dense(shared)
+    assert isinstance(hooked[0], KLinear) and isinstance(shared[0], KLinear)
+
+
+def test_to_dense_in_inference_mode_gives_parameters() -> None:
+    layer = KConv1x1(8, 8)
+    model = torch.nn.Sequential(layer)
+    with torch.inference_mode():
+        to_dense(model)
+    assert model[0].weight.requires_grad and not model[0].weight.is_inference()
+    assert isinstance(layer.linear, KLinear)  # the layer itself is as it was
