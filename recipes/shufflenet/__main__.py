@@ -1,12 +1,14 @@
-"""``python -m recipes.shufflenet counts``."""
+"""``python -m recipes.shufflenet counts|prepare``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from recipes.shufflenet.counts import PAPER_MIXINGS, count_all, markdown
 from recipes.shufflenet.model import CHANNELS, MIXINGS, STAGE2
+from recipes.timit.corpus import CorpusError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -14,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         args.run(args)
-    except ValueError as error:
+    except (CorpusError, ValueError, FileNotFoundError, FileExistsError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -33,6 +35,17 @@ def _parser() -> argparse.ArgumentParser:
     counts.add_argument("--stage2", nargs="+", default=list(STAGE2), choices=STAGE2, help="default: both")
     counts.add_argument("--image-size", type=int, default=224, help="height and width in pixels (default: 224)")
     counts.set_defaults(run=_counts)
+
+    prepare = commands.add_parser("prepare", help="build a stand-in for ImageNet in its layout")
+    prepare.add_argument("data", choices=["openclipart"])
+    prepare.add_argument("--out", type=Path, required=True, help="folder to write")
+    prepare.add_argument("--size", type=int, default=64, help="height and width in pixels (default: 64)")
+    prepare.add_argument("--seed", type=int, default=0, help="of the split into train and val")
+    prepare.add_argument("--package", type=Path, help="the .deb file or unpacked tree (default: download it, 131 MB)")
+    prepare.add_argument("--work", type=Path, help="folder of the download (default: OUT-work)")
+    prepare.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
+    prepare.add_argument("--quiet", action="store_true", help="no progress bar")
+    prepare.set_defaults(run=_prepare)
     return parser
 
 
@@ -41,6 +54,20 @@ def _counts(args: argparse.Namespace) -> None:
         raise ValueError(f"expected --image-size >= 1, got {args.image_size}")
     counts = count_all(args.widths, args.mixings, args.stage2, image_size=args.image_size)
     print(markdown(counts, image_size=args.image_size))
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    from recipes.shufflenet.prepare import prepare_openclipart
+
+    prepare_openclipart(
+        args.out,
+        size=args.size,
+        seed=args.seed,
+        package=args.package,
+        work=args.work,
+        overwrite=args.overwrite,
+        progress=not args.quiet,
+    )
 
 
 if __name__ == "__main__":

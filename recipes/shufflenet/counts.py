@@ -20,7 +20,7 @@ PAPER_MIXINGS = ("shuffle", "hadamard", "k-odo")
 
 @dataclass(frozen=True)
 class Published:
-    """What Dao et al., ICLR 2020, table 2, print for one network.
+    """What Dao et al., ICLR 2020, print for one network in their table of ShuffleNets on ImageNet.
 
     Attributes:
         parameters: in millions, with the digits of the paper.
@@ -161,7 +161,7 @@ def markdown(counts: Sequence[Count], *, image_size: int = 224) -> str:
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     notes = (
-        "Paper: Dao et al., ICLR 2020, table 2; its parameters are those with the stage 2 of the authors' code. "
+        "Paper: Dao et al., ICLR 2020; its parameters are those with the stage 2 of the authors' code. "
         "Multiply-adds are counted: convolutions, the linear layer, and 2 N a stage of a butterfly product of size N. "
         "No network was trained for this table."
     )

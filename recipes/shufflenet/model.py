@@ -47,7 +47,7 @@ class ShuffleNet(nn.Module):
         ValueError: an option that does not fit, with what was expected.
 
     Source: Zhang et al., "ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile Devices", CVPR
-    2018, table 1; Dao et al., ICLR 2020, section 3.2 and appendix F.2. Weights start as PyTorch's layers do.
+    2018, table 1; Dao et al., ICLR 2020, and their public code. Weights start as PyTorch's layers do.
 
     >>> model = ShuffleNet(0.25, mixing="k-odo")
     >>> sum(p.numel() for p in model.parameters())  # the paper: 0.51M
@@ -137,7 +137,7 @@ class Unit(nn.Module):
     Shape:
         ``(N, in_channels, H, W)`` to ``(N, out_channels, ceil(H / stride), ceil(W / stride))``.
 
-    Source: Zhang et al., CVPR 2018, figure 2 (b, c); orders: Dao et al., ICLR 2020, appendix F.2.
+    Source: Zhang et al., CVPR 2018, figure 2 (b, c); orders: Dao et al., ICLR 2020.
 
     >>> unit = Unit(24, 384, stride=2, first_groups=1, mixing="hadamard", position="both")
     >>> unit(torch.zeros(2, 24, 56, 56)).shape

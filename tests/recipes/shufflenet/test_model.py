@@ -67,7 +67,7 @@ def test_parameter_counts(mixing, stage2, counts) -> None:
 
 
 def test_parameter_counts_round_to_those_of_the_paper() -> None:
-    # Dao et al., table 2, millions of parameters.
+    # Dao et al., ICLR 2020: millions of parameters.
     for mixing, counts in (
         ("shuffle", ("0.46", "1.0", "2.5")),
         ("hadamard", ("0.46", "1.0", "2.5")),
