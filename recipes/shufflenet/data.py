@@ -7,14 +7,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.datasets import ImageFolder
-from torchvision.transforms import v2
+
+if TYPE_CHECKING:  # else imported where it is used: the models and their counts do without torchvision
+    from torchvision.datasets import ImageFolder
 
 SPLITS = ("train", "val")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -64,6 +65,8 @@ def load_images(root: Path) -> ImageData:
         ValueError: a folder that is missing, or classes that differ between train and val.
         FileNotFoundError: a class without images.
     """
+    from torchvision.datasets import ImageFolder
+
     for split in SPLITS:
         if not (root / split).is_dir():
             raise ValueError(
@@ -108,6 +111,8 @@ class Images(Dataset):
     """
 
     def __init__(self, folder: ImageFolder, size: int, *, augment: bool, seed: int = 0, epoch: int = 0) -> None:
+        from torchvision.transforms import v2
+
         self.folder = folder
         self.augment = augment
         self.place = (seed, epoch)
