@@ -31,6 +31,6 @@ def test_files_and_commands_that_it_names_exist() -> None:
         assert (ROOT / path).is_file(), path
     for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE), target
-    assert set(re.findall(r"prepare ([a-z-]+)", README)) == set(BUILDERS)
+    assert set(re.findall(r"recipes\.timit prepare ([a-z-]+)", README)) == set(BUILDERS)
     for names in re.findall(r"--frontends? ([a-z -]+?)(?: --|`|\n)", README):
         assert set(names.split()) <= set(FRONTENDS), names
