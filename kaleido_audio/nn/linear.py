@@ -114,7 +114,7 @@ class KConv1x1(nn.Module):
     Raises:
         ValueError: an option or a shape that does not fit, with what was expected.
 
-    Source: Dao et al., ICLR 2020, section 3.2 (ShuffleNet).
+    Source: Dao et al., ICLR 2020, section 3.1 (in the place of channel shuffles).
 
     >>> KConv1x1(58, 116)(torch.zeros(2, 58, 7, 7)).shape
     torch.Size([2, 116, 7, 7])
