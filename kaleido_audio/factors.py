@@ -22,6 +22,28 @@ def identity_factors(n_factors: int, size: int, dtype: torch.dtype = torch.float
     return factors
 
 
+def widened(factors: Tensor, width: int) -> Tensor:
+    """The same product with ``2 * width`` factors: the ones that it lacks are the identity.
+
+    >>> widened(identity_factors(2, 4), 3).shape
+    torch.Size([6, 2, 2, 4])
+    """
+    rest = identity_factors(2 * width - len(factors), factors.shape[-1], factors.dtype)
+    return torch.cat([factors, rest.to(factors.device)])
+
+
+def balanced(stages: Tensor) -> Tensor:
+    """The same product with one mean square of the coefficients in every stage, so that one learning rate suits all.
+
+    Shape:
+        stages ``(..., 2, n)``, all stages of the product in any arrangement, as the result.
+    """
+    level = stages.abs().square().mean(dim=(-2, -1), keepdim=True).sqrt()
+    if not (level > 0).all():
+        return stages
+    return stages * (level.log().mean().exp() / level)
+
+
 def transpose_factors(factors: Tensor) -> Tensor:
     """Coefficients of the transposed product: all stages in reverse order, and in each ``o[i]`` becomes ``o[i ^ s]``.
 

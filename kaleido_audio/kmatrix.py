@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kaleido_audio import ops
-from kaleido_audio.factors import embed_factors, identity_factors, invert_factors, transpose_factors
+from kaleido_audio.factors import embed_factors, invert_factors, transpose_factors, widened
 from kaleido_audio.parametrizations import (
     angles_of_blocks,
     block_index,
@@ -235,7 +235,7 @@ class KMatrix(ModuleWithTables):
 
         Every stage is transposed and their order reversed, which makes B* of B and B of B*.
 
-        >>> k = KMatrix(3, out_features=5)
+        >>> k = KMatrix(3, out_features=5, dtype=torch.float64)
         >>> torch.allclose(k.transpose().to_dense(), k.to_dense().T)
         True
         """
@@ -271,8 +271,9 @@ class KMatrix(ModuleWithTables):
         if self.constraint == "orthogonal":
             result = self.adjoint()
         else:
-            double = self.factors.detach().to(torch.complex128 if self.is_complex else torch.float64)
-            result = self._reversed(invert_factors(double), self.factors.dtype)
+            factors = self.factors.detach()
+            double = factors.to(torch.complex128 if self.is_complex else torch.float64)
+            result = self._reversed(invert_factors(double), factors.dtype)
         if n < self.size and not self._is_undone_by(result):
             raise ValueError(
                 f"no inverse of this kind: the map of size {n} is the corner of a matrix of size {self.size} that "
@@ -305,8 +306,9 @@ class KMatrix(ModuleWithTables):
                 f"got one of {other.out_features} rows"
             )
         size = max(self.size, other.size)
-        dtype = torch.promote_types(torch.promote_types(self.factors.dtype, other.factors.dtype), torch.float32)
-        first, second = (embed_factors(k.factors.detach().to(dtype), size) for k in (other, self))
+        given = [k.factors.detach() for k in (other, self)]
+        dtype = torch.promote_types(torch.promote_types(given[0].dtype, given[1].dtype), torch.float32)
+        first, second = (embed_factors(factors.to(dtype), size) for factors in given)
         first[-1, -1, :, other.out_features :] = 0
         longer = max(other.in_features, self.out_features)
         expansion = max(self.expansion, other.expansion)
@@ -409,9 +411,7 @@ class KMatrix(ModuleWithTables):
             raise ValueError("init is a complex KMatrix: expected a complex dtype, got a real one")
         parameter = next(self.parameters())
         dtype = parameter.dtype.to_complex() if self.is_complex else parameter.dtype
-        given = source.factors.detach().to(parameter.device, dtype)
-        rest = identity_factors(2 * (self.width - source.width), self.size, dtype).to(parameter.device)
-        return torch.cat([given, rest])
+        return widened(source.factors.detach().to(parameter.device, dtype), self.width)
 
     def _reversed(self, factors: Tensor, dtype: torch.dtype | None = None) -> KMatrix:
         # float32 at least, as every K-matrix is made.

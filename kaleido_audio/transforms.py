@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from kaleido_audio import exact
 from kaleido_audio import functional as F
-from kaleido_audio.kmatrix import KMatrix, identity_factors, padded_size
+from kaleido_audio.factors import identity_factors
+from kaleido_audio.kmatrix import KMatrix, padded_size
 
 COMPRESSIONS = ("log", "log10", "db", "pcen")
 

@@ -32,14 +32,6 @@ def scale_outputs(factors: Tensor, d: Tensor | float) -> Tensor:
     return result
 
 
-def balanced(factors: Tensor) -> Tensor:
-    """The same product with one gain in every stage, so that one learning rate suits them all."""
-    gain = factors.abs().square().sum(dim=2).mean(dim=2).sqrt()
-    if not gain.all():
-        return factors
-    return factors * (gain.log().mean().exp() / gain)[:, :, None, None]
-
-
 def corner(n: int, factors: Tensor, dtype: torch.dtype, *, out_features: int | None = None) -> KMatrix:
     """The K-matrix of the first n columns and ``out_features`` rows, with the least expansion of that size."""
     size = factors.shape[-1]

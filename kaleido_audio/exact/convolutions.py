@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kaleido_audio.exact.algebra import Vector, balanced, check_length, corner, is_power_of_two, read_vectors
+from kaleido_audio.exact.algebra import Vector, check_length, corner, is_power_of_two, read_vectors
 from kaleido_audio.exact.fourier import circular_convolution, circular_correlation
+from kaleido_audio.factors import balanced
 from kaleido_audio.kmatrix import KMatrix, padded_size
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kaleido_audio.kmatrix import identity_factors
+from kaleido_audio.factors import identity_factors
 
 
 def mirrored(size: int, offset: int, copied: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from kaleido_audio.exact.algebra import (
-    balanced,
     check_complex,
     check_length,
     corner,
@@ -19,7 +18,8 @@ from kaleido_audio.exact.algebra import (
 from kaleido_audio.exact.permutations import bit_reversal
 from kaleido_audio.exact.products import kronecker
 from kaleido_audio.exact.self_sorting import self_sorting
-from kaleido_audio.kmatrix import KMatrix, identity_factors, padded_size
+from kaleido_audio.factors import balanced, identity_factors
+from kaleido_audio.kmatrix import KMatrix, padded_size
 
 
 def dft(n: int, *, bit_reversed: bool = False, dtype: torch.dtype = torch.complex64) -> KMatrix:

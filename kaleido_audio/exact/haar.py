@@ -8,7 +8,8 @@ import torch
 
 from kaleido_audio.exact.algebra import corner, is_power_of_two
 from kaleido_audio.exact.permutations import benes
-from kaleido_audio.kmatrix import KMatrix, identity_factors, padded_size
+from kaleido_audio.factors import identity_factors
+from kaleido_audio.kmatrix import KMatrix, padded_size
 
 
 def haar(n: int, *, dtype: torch.dtype = torch.float32) -> KMatrix:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from kaleido_audio.exact.algebra import corner, is_power_of_two
 from kaleido_audio.exact.fourier import is_second
-from kaleido_audio.kmatrix import KMatrix, identity_factors, padded_size
+from kaleido_audio.factors import identity_factors
+from kaleido_audio.kmatrix import KMatrix, padded_size
 
 
 def hadamard(n: int, *, dtype: torch.dtype = torch.float32) -> KMatrix:

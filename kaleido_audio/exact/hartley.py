@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from kaleido_audio.exact.algebra import balanced, check_complex, check_length, corner, is_power_of_two, scale_inputs
+from kaleido_audio.exact.algebra import check_complex, check_length, corner, is_power_of_two, scale_inputs
 from kaleido_audio.exact.extension import mirrored
 from kaleido_audio.exact.fourier import chirped_dft, is_second
-from kaleido_audio.kmatrix import KMatrix, identity_factors, padded_size
+from kaleido_audio.factors import balanced, identity_factors
+from kaleido_audio.kmatrix import KMatrix, padded_size
 
 
 def hartley(n: int, *, dtype: torch.dtype = torch.complex64) -> KMatrix:
@@ -19,10 +20,11 @@ def hartley(n: int, *, dtype: torch.dtype = torch.complex64) -> KMatrix:
     For real x that is Re(F x) - Im(F x), for all x it is F (p + q R) with F the DFT, p and q (1 + i)/2 and (1 - i)/2,
     and R the reversal of indices modulo n.
 
-    * n a power of two: R commutes with the eigenvalues in the middle of the DFT (see `dft`). There, in bit-reversed
-      order, it reverses every block [2^t, 2^(t+1)), which is a swap of every bit, and diagonal in the Hadamard
-      basis. So p + q R is a Hadamard transform of every block, a diagonal, and the transform back: one B and one
-      B* between the B* and the B of the DFT, together (BB*)^2_1.
+    * n a power of two: the chirp exp(i pi j^2 / n) has period n, so the DFT is chirp * circulant * chirp, and R
+      commutes with the eigenvalues of the circulant matrix. There, in bit-reversed order, it reverses every block
+      [2^t, 2^(t+1)), which is a swap of every bit, and diagonal in the Hadamard basis. So p + q R is a Hadamard
+      transform of every block, a diagonal, and the transform back: one B and one B* between the B* and the B of the
+      DFT, together (BB*)^2_1.
     * any other n: x and its mirror image are one B*, and their DFT is the corner of one BB* of the padded size of
       3n, so (BB*)^2_3.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kaleido_audio.exact.permutations import benes, increasing_benes
-from kaleido_audio.ops.reference import swap_partners
+from kaleido_audio.factors import identity_factors, transpose_factors
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,8 @@ def transposed(factor: Tensor) -> Tensor:
     Args:
         factor: coefficients for the strides n/2, ..., 1; the result is for 1, ..., n/2.
     """
-    diagonal, off_diagonal = factor.flip(0).unbind(1)
-    crossed = [swap_partners(stage, 1 << s) for s, stage in enumerate(off_diagonal)]
-    return torch.stack([diagonal, torch.stack(crossed)], dim=1)
+    identity = identity_factors(1, factor.shape[-1], factor.dtype)
+    return transpose_factors(torch.cat([factor.unsqueeze(0), identity]))[1]
 
 
 def _spaced(order: Tensor, *indices: Tensor) -> Tensor:

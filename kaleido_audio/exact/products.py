@@ -7,7 +7,8 @@ from torch import Tensor
 
 from kaleido_audio.exact.algebra import Vector, corner, read_vectors, scale_outputs
 from kaleido_audio.exact.permutations import benes
-from kaleido_audio.kmatrix import KMatrix, identity_factors, padded_size
+from kaleido_audio.factors import identity_factors, widened
+from kaleido_audio.kmatrix import KMatrix, padded_size
 
 
 def diagonal(d: Vector, *, dtype: torch.dtype | None = None) -> KMatrix:
@@ -53,8 +54,8 @@ def kronecker(a: KMatrix, b: KMatrix) -> KMatrix:
     """
     dtype = torch.promote_types(torch.promote_types(a.factors.dtype, b.factors.dtype), torch.float32)
     width = max(a.width, b.width)
-    high = _widened(a, width).to(dtype).repeat_interleave(b.size, dim=-1)
-    low = _widened(b, width).to(dtype).repeat(1, 1, 1, a.size)
+    high = widened(a.factors.detach().cpu(), width).to(dtype).repeat_interleave(b.size, dim=-1)
+    low = widened(b.factors.detach().cpu(), width).to(dtype).repeat(1, 1, 1, a.size)
     factors = torch.cat([high, low], dim=1)
     factors[1::2] = torch.cat([low[1::2], high[1::2]], dim=1)
     if b.in_features < b.size:
@@ -64,11 +65,6 @@ def kronecker(a: KMatrix, b: KMatrix) -> KMatrix:
         together = _rows_together(a.size, b.size, a.out_features, b.out_features)
         factors = torch.cat([factors, benes(together).to(dtype)])
     return corner(a.in_features * b.in_features, factors, dtype, out_features=a.out_features * b.out_features)
-
-
-def _widened(k: KMatrix, width: int) -> Tensor:
-    factors = k.factors.detach().cpu()
-    return torch.cat([factors, identity_factors(2 * (width - k.width), k.size, factors.dtype)])
 
 
 def _rows_together(rows: int, columns: int, kept_rows: int, kept_columns: int) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kaleido_audio.exact.permutations import bit_reversal
-from kaleido_audio.kmatrix import identity_factors
+from kaleido_audio.factors import identity_factors
 from kaleido_audio.ops.reference import swap_partners
 
 

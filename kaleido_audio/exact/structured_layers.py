@@ -9,7 +9,6 @@ from torch import Tensor
 
 from kaleido_audio.exact.algebra import (
     Vector,
-    balanced,
     corner,
     is_power_of_two,
     read_vectors,
@@ -20,7 +19,8 @@ from kaleido_audio.exact.extension import mirrored
 from kaleido_audio.exact.fourier import circular_convolution
 from kaleido_audio.exact.hadamard import hadamard_factor
 from kaleido_audio.exact.permutations import check_permutation, increasing_benes
-from kaleido_audio.kmatrix import KMatrix, identity_factors, padded_size
+from kaleido_audio.factors import balanced, identity_factors
+from kaleido_audio.kmatrix import KMatrix, padded_size
 
 
 def fastfood(

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from kaleido_audio.exact.algebra import (
-    balanced,
     check_complex,
     check_length,
     corner,
@@ -18,7 +17,8 @@ from kaleido_audio.exact.algebra import (
 )
 from kaleido_audio.exact.extension import mirrored
 from kaleido_audio.exact.fourier import chirped_dft, unit
-from kaleido_audio.kmatrix import KMatrix, identity_factors, padded_size
+from kaleido_audio.factors import balanced, identity_factors
+from kaleido_audio.kmatrix import KMatrix, padded_size
 
 _NORMS = ("backward", "ortho", "forward")
 _INVERSE_TYPE = {1: 1, 2: 3, 3: 2, 4: 4}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kaleido_audio.fit.hierarchical import balanced
+from kaleido_audio.factors import balanced
 from kaleido_audio.ops.reference import stage_strides
 
 _RIDGE = 1e-10
@@ -32,7 +32,7 @@ def alternating_least_squares(target: Tensor, factors: Tensor) -> Iterator[tuple
 
     Cost of a sweep: O(F N^3 log N) operations, and memory for F log2 N matrices of out_features x N.
 
-    >>> from kaleido_audio.kmatrix import identity_factors
+    >>> from kaleido_audio.factors import identity_factors
     >>> target = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
     >>> factors, error = next(alternating_least_squares(target, identity_factors(2, 2)))
     >>> error < 1e-8

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kaleido_audio.exact import bit_reversal
+from kaleido_audio.factors import balanced
 
 
 def butterfly_factor(matrix: Tensor, *, increasing: bool) -> Tensor:
@@ -51,18 +52,6 @@ def butterfly_factor(matrix: Tensor, *, increasing: bool) -> Tensor:
         order = bit_reversal(n).to(matrix.device)
         return butterfly_factor(matrix[order][:, order], increasing=False)[..., order]
     return balanced(_split(matrix.unsqueeze(0))[0])
-
-
-def balanced(stages: Tensor) -> Tensor:
-    """The same product, with the same mean square of the coefficients in every stage.
-
-    Shape:
-        stages ``(number of stages, 2, n)``, as the result.
-    """
-    level = stages.abs().square().mean(dim=(1, 2), keepdim=True).sqrt()
-    if not (level > 0).all():
-        return stages
-    return stages * (level.log().mean().exp() / level)
 
 
 def _split(matrices: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from kaleido_audio import ops
+from kaleido_audio.factors import widened
 from kaleido_audio.fit.alternating import alternating_least_squares
 from kaleido_audio.fit.structure import structured_candidates
-from kaleido_audio.kmatrix import KMatrix, identity_factors, padded_size
+from kaleido_audio.kmatrix import KMatrix, padded_size
 
 _DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 _AddBar = Callable[[str, int], Callable[[float], None]]
@@ -158,14 +159,14 @@ def _nearest(
     """The best search at that width, and whether it only had to recognise the target."""
     searches = []
     for name, factors in structured_candidates(target, size, width):
-        searches.append(_Search(target, _widened(factors, width), name))
+        searches.append(_Search(target, widened(factors, width), name))
         if searches[-1].error() <= tolerance:
             return searches[-1], True
     if not sweeps:
         return min(searches, key=_Search.error), False
     if width > 1:
         narrow, _ = _nearest(target, size, width - 1, sweeps, restarts, tolerance, seed, add_bar)
-        searches.append(_Search(target, _widened(narrow.factors, width), f"width {width - 1}"))
+        searches.append(_Search(target, widened(narrow.factors, width), f"width {width - 1}"))
     random = _random_starts(restarts, seed, width, size, target)
     searches += [_Search(target, factors, "random") for factors in random]
     # Matrices of low rank leave most coefficients at zero: a bad place to start, however near.
@@ -235,11 +236,6 @@ def _checked_dtype(matrix: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     if matrix.is_complex() and not dtype.is_complex:
         raise ValueError(f"a complex matrix needs a complex dtype, got {dtype}")
     return dtype
-
-
-def _widened(factors: Tensor, width: int) -> Tensor:
-    rest = identity_factors(2 * width - len(factors), factors.shape[-1], factors.dtype).to(factors.device)
-    return torch.cat([factors, rest])
 
 
 def _random_starts(restarts: int, seed: int, width: int, size: int, target: Tensor) -> list[Tensor]:

@@ -11,8 +11,8 @@ from kaleido_audio.exact import bit_reversal, low_rank
 from kaleido_audio.exact.fourier import frequency_decimated, inverse_time_decimated
 from kaleido_audio.exact.permutations import benes
 from kaleido_audio.exact.self_sorting import self_sorting
-from kaleido_audio.factors import embed_factors, identity_factors
-from kaleido_audio.fit.hierarchical import balanced, butterfly_factor
+from kaleido_audio.factors import balanced, embed_factors, identity_factors
+from kaleido_audio.fit.hierarchical import butterfly_factor
 from kaleido_audio.kmatrix import padded_size
 
 
@@ -69,7 +69,7 @@ def _circulant(target: Tensor, size: int) -> Tensor:
     spectrum = torch.fft.fft(total / count.clamp(min=1))[bit_reversal(size).to(target.device)] / size
     factors = torch.stack([frequency_decimated(size), inverse_time_decimated(size)]).to(target.device)
     factors[0, -1] *= spectrum
-    return balanced(factors.flatten(0, 1)).view_as(factors)
+    return balanced(factors)
 
 
 def _scaled_permutation(matrix: Tensor) -> Tensor:
@@ -91,4 +91,4 @@ def _low_rank(target: Tensor, size: int) -> Tensor:
     scale = s[:rank].sqrt()
     k = low_rank(u[:, :rank] * scale, vh[:rank].mT * scale)
     factors = embed_factors(k.factors.detach(), size).to(target.device)
-    return balanced(factors.flatten(0, 1)).view_as(factors)
+    return balanced(factors)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from kaleido_audio import exact, ops
 from kaleido_audio.exact.permutations import increasing_benes
-from kaleido_audio.kmatrix import identity_factors
+from kaleido_audio.factors import identity_factors
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
