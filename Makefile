@@ -71,7 +71,7 @@ $(WHEEL): $(CPU_SOURCES) $(WHEEL_SOURCES) $(VENV)/.ready
 test-wheel: $(WHEEL)
 	rm -rf build/checkout && mkdir -p build/checkout
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/checkout dist/*.whl
-	cp -r tests recipes benchmarks examples docs README.md Makefile pyproject.toml build/checkout
+	cp -r cuda tests recipes benchmarks examples docs README.md Makefile pyproject.toml build/checkout
 	cd build/checkout && $(CURDIR)/$(BIN)/python -m pytest
 
 $(SMOKE_VENV)/.ready: pyproject.toml Makefile

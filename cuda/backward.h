@@ -1,0 +1,337 @@
+// Gradients of products of butterfly matrices, as a pipeline: the threads of a block are divided into groups, each
+// group does a few neighbouring stages of every vector, forwards and later backwards, and keeps the coefficients of
+// its stages and the sums of their gradients in registers from the first vector to the last. Vectors travel from group
+// to group through shared memory, where the input of every group waits until the gradient comes back. So nothing but
+// x, the incoming gradient and the outgoing one passes through the GPU's memory, no sum is shared by two threads, and
+// every sum adds its terms in the order of the vectors: the same bits in every run.
+//
+// With k the number of a group and G that of all, in step t group k does forwards tile t - k and backwards tile
+// t - (2 G - 2 - k). Neighbouring blocks of a cluster divide the groups among themselves.
+#pragma once
+
+#include "multiply.h"
+
+namespace kaleido_cuda {
+
+// Stages of a group, and so index bits in its registers.
+template <class Number>
+constexpr int stages_of_group() {
+  return sizeof(Number) == 4 ? 3 : sizeof(Number) == 8 ? 2 : 1;
+}
+// As many threads as have registers for that many coefficients and gradients.
+template <class Number>
+constexpr int backward_threads() {
+  return sizeof(Number) == 4 ? 384 : sizeof(Number) == 8 ? 512 : 768;
+}
+
+struct Group {
+  int first, last;  // numbers of its stages, first, ..., last - 1, all of one factor
+  int position;     // lowest local index bit in registers
+  int up;           // whether strides increase
+  int x_offset, x_depth;  // ring of tiles in shared memory for its inputs, in numbers and tiles
+  int grad_offset;        // ring of two tiles for the gradients of its outputs
+};
+constexpr int kMaxGroups = 64;
+
+template <class Number, class Source, class Gradient, class Sink>
+struct BackwardArgs {
+  Source x;
+  Gradient grad;
+  Sink x_grad;
+  Stages<Number> stages;
+  TileMap map;
+  std::int64_t tile_rows;
+  int parts;             // clusters that share a place in the vector
+  int n_groups;
+  int groups_per_block;
+  int threads_per_group;
+  Number* partial;       // (parts * vectors_per_tile, stages.last - stages.first, 2, n): sums of gradients, or null
+  Group groups[kMaxGroups];
+};
+
+template <class Number, class Source, class Gradient, class Sink, class Block>
+struct GroupThread {
+  static constexpr int kStages = stages_of_group<Number>();
+  static constexpr int kElements = 1 << kStages;
+  using Args = BackwardArgs<Number, Source, Gradient, Sink>;
+
+  const Args& args;
+  Block& block;
+  const Group group;
+  const int k, t, tile, part;
+  Number diagonal[kStages][kElements], off_diagonal[kStages][kElements];
+  Number diagonal_grad[kStages][kElements], off_diagonal_grad[kStages][kElements];
+
+  KALEIDO_DEVICE GroupThread(const Args& args, Block& block, int k, int t)
+      : args(args), block(block), group(args.groups[k]), k(k), t(t),
+        tile(block.index() / block.cluster_size() % args.map.tiles_per_vector()),
+        part(block.index() / block.cluster_size() / args.map.tiles_per_vector()) {}
+
+  KALEIDO_DEVICE int local(int e) const { return window_index<kStages>(t, e, group.position); }
+  KALEIDO_DEVICE int place(int e) const { return swizzle<int(sizeof(Number))>(local(e)); }
+  KALEIDO_DEVICE int index(int e) const { return args.map.index(tile, local(e)); }
+  KALEIDO_DEVICE int tile_size() const { return 1 << args.map.local_bits; }
+
+  // Stage s of the direction combines registers 2^stage_bit apart.
+  template <bool kUp>
+  static constexpr KALEIDO_EVERYWHERE int stage_bit(int s) {
+    return kUp ? s : kStages - 1 - s;
+  }
+  // Its number among the stages of the product.
+  KALEIDO_DEVICE int number(int s) const {
+    const int bit = group.position + (group.up ? s : kStages - 1 - s) - args.map.column_bits + args.map.low;
+    return args.stages.number(group.first / args.stages.log_n, bit);
+  }
+  // Windows may reach beyond the bits that the group is for.
+  KALEIDO_DEVICE bool has_stage(int s) const {
+    const int bit = group.position + (group.up ? s : kStages - 1 - s) - args.map.column_bits;
+    if (bit < 0 || bit >= args.map.active_bits) return false;
+    const int n = number(s);
+    return group.first <= n && n < group.last;
+  }
+
+  KALEIDO_DEVICE void load_coefficients() {
+    KALEIDO_UNROLL
+    for (int s = 0; s < kStages; ++s) {
+      const bool present = has_stage(s);
+      KALEIDO_UNROLL
+      for (int e = 0; e < kElements; ++e) {
+        diagonal[s][e] = from_real<Number>(1);
+        off_diagonal[s][e] = diagonal_grad[s][e] = off_diagonal_grad[s][e] = from_real<Number>(0);
+        if (present) {
+          diagonal[s][e] = args.stages.diagonal(number(s))[index(e)];
+          off_diagonal[s][e] = args.stages.off_diagonal(number(s))[index(e)];
+        }
+      }
+    }
+  }
+
+  KALEIDO_DEVICE void store_gradients() {
+    if (args.partial == nullptr) return;
+    KALEIDO_UNROLL
+    for (int s = 0; s < kStages; ++s) {
+      if (!has_stage(s)) continue;
+      const int n_stages = args.stages.last - args.stages.first;
+      KALEIDO_UNROLL
+      for (int e = 0; e < kElements; ++e) {
+        const std::int64_t chunk = std::int64_t(part) * args.map.vectors_per_tile() + args.map.vector(local(e));
+        Number* to = args.partial + ((chunk * n_stages + number(s) - args.stages.first) * 2 << args.stages.log_n);
+        to[index(e)] = diagonal_grad[s][e];
+        to[index(e) + (1 << args.stages.log_n)] = off_diagonal_grad[s][e];
+      }
+    }
+  }
+
+  template <bool kUp>
+  KALEIDO_DEVICE void run_stage(int s, const Number* x, Number* y) const {
+    KALEIDO_UNROLL
+    for (int e = 0; e < kElements; ++e)
+      y[e] = multiply_add(diagonal[s][e], x[e], multiply(off_diagonal[s][e], x[e ^ 1 << stage_bit<kUp>(s)]));
+  }
+
+  template <bool kUp>
+  KALEIDO_DEVICE void forward(Number* x) const {
+    KALEIDO_UNROLL
+    for (int s = 0; s < kStages; ++s) {
+      Number y[kElements];
+      run_stage<kUp>(s, x, y);
+      KALEIDO_UNROLL
+      for (int e = 0; e < kElements; ++e) x[e] = y[e];
+    }
+  }
+
+  // From the group's input and the gradient of its output to that of its input. What `grad` holds may still need the
+  // output (`Gradient::kNeedsOutput`).
+  template <bool kUp>
+  KALEIDO_DEVICE void backward(const Number* x, Number* grad, bool is_last) {
+    Number inputs[kStages][kElements];
+    KALEIDO_UNROLL
+    for (int e = 0; e < kElements; ++e) inputs[0][e] = x[e];
+    KALEIDO_UNROLL
+    for (int s = 0; s + 1 < kStages; ++s) run_stage<kUp>(s, inputs[s], inputs[s + 1]);
+    if constexpr (Gradient::kNeedsOutput) {
+      if (is_last) {
+        Number output[kElements];
+        run_stage<kUp>(kStages - 1, inputs[kStages - 1], output);
+        KALEIDO_UNROLL
+        for (int e = 0; e < kElements; ++e) grad[e] = args.grad.from_output(grad[e], output[e]);
+      }
+    }
+    KALEIDO_UNROLL
+    for (int s = kStages - 1; s >= 0; --s) {
+      const int partner = 1 << stage_bit<kUp>(s);
+      Number before[kElements];
+      KALEIDO_UNROLL
+      for (int e = 0; e < kElements; ++e) {
+        diagonal_grad[s][e] = multiply_add(grad[e], conjugate(inputs[s][e]), diagonal_grad[s][e]);
+        off_diagonal_grad[s][e] = multiply_add(grad[e], conjugate(inputs[s][e ^ partner]), off_diagonal_grad[s][e]);
+        before[e] = multiply_add(conjugate(diagonal[s][e]), grad[e],
+                                 multiply(conjugate(off_diagonal[s][e ^ partner]), grad[e ^ partner]));
+      }
+      KALEIDO_UNROLL
+      for (int e = 0; e < kElements; ++e) grad[e] = before[e];
+    }
+  }
+
+  // Element e of tile number j of this part, as f(vector, index, e).
+  template <class F>
+  KALEIDO_DEVICE void for_each(std::int64_t j, F&& f) const {
+    const std::int64_t first = (part + j * args.parts) * args.map.vectors_per_tile();
+    KALEIDO_UNROLL
+    for (int e = 0; e < kElements; ++e) f(first + args.map.vector(local(e)), index(e), e);
+  }
+  KALEIDO_DEVICE void load_x(std::int64_t j, Number* x) const {
+    args.x.visit([&](auto read) { for_each(j, [&](std::int64_t row, int i, int e) { x[e] = read(row, i); }); });
+  }
+  KALEIDO_DEVICE void load_grad(std::int64_t j, Number* grad) const {
+    args.grad.visit([&](auto read) { for_each(j, [&](std::int64_t row, int i, int e) { grad[e] = read(row, i); }); });
+  }
+
+  // Ring of tiles in the shared memory of the block that does group `of`.
+  KALEIDO_DEVICE Number* ring(int of, int offset, std::int64_t slot) const {
+    Number* mine = reinterpret_cast<Number*>(block.shared()) + offset + slot * tile_size();
+    return block.of_rank(mine, of / args.groups_per_block);
+  }
+  KALEIDO_DEVICE Number* x_tile(int of, std::int64_t j) const {
+    return ring(of, args.groups[of].x_offset, j % args.groups[of].x_depth);
+  }
+  KALEIDO_DEVICE Number* grad_tile(int of, std::int64_t j) const { return ring(of, args.groups[of].grad_offset, j % 2); }
+  KALEIDO_DEVICE void get(const Number* from, Number* x) const {
+    KALEIDO_UNROLL
+    for (int e = 0; e < kElements; ++e) x[e] = from[place(e)];
+  }
+  KALEIDO_DEVICE void put(Number* to, const Number* x) const {
+    KALEIDO_UNROLL
+    for (int e = 0; e < kElements; ++e) to[place(e)] = x[e];
+  }
+};
+
+// One step is over for the whole pipeline.
+template <class Block>
+KALEIDO_DEVICE void end_step(Block& block) {
+  if (block.cluster_size() > 1)
+    block.sync_cluster();
+  else
+    block.sync();
+}
+
+template <class Number, class Source, class Gradient, class Sink, class Block>
+KALEIDO_DEVICE void backward_tiles(const BackwardArgs<Number, Source, Gradient, Sink>& args, Block& block) {
+  using Thread = GroupThread<Number, Source, Gradient, Sink, Block>;
+  const int k = block.rank() * args.groups_per_block + block.thread() / args.threads_per_group;
+  const bool idle = k >= args.n_groups || block.thread() >= args.groups_per_block * args.threads_per_group;
+  Thread thread(args, block, idle ? 0 : k, block.thread() % args.threads_per_group);
+  thread.load_coefficients();
+  const std::int64_t tiles = (args.tile_rows - thread.part + args.parts - 1) / args.parts;  // of this part
+  const int n_groups = args.n_groups;
+  const bool is_first = k == 0, is_last = k == n_groups - 1;
+  // What comes from the GPU's memory is asked for a step ahead.
+  Number ahead[Thread::kElements];
+  if (!idle && tiles > 0) {
+    if (is_first && !is_last) thread.load_x(0, ahead);
+    if (is_last) thread.load_grad(0, ahead);
+  }
+  for (std::int64_t step = 0; step < tiles + 2 * n_groups - 2; ++step) {
+    const std::int64_t onward = step - k, back = step - (2 * n_groups - 2 - k);
+    if (!idle && !is_last && 0 <= onward && onward < tiles) {
+      Number x[Thread::kElements];
+      if (is_first) {
+        for (int e = 0; e < Thread::kElements; ++e) x[e] = ahead[e];
+        thread.put(thread.x_tile(0, onward), x);
+        if (onward + 1 < tiles) thread.load_x(onward + 1, ahead);
+      } else {
+        thread.get(thread.x_tile(k, onward), x);
+      }
+      if (thread.group.up)
+        thread.template forward<true>(x);
+      else
+        thread.template forward<false>(x);
+      thread.put(thread.x_tile(k + 1, onward), x);
+    }
+    if (!idle && 0 <= back && back < tiles) {
+      Number x[Thread::kElements], grad[Thread::kElements];
+      if (n_groups == 1)
+        thread.load_x(back, x);
+      else
+        thread.get(thread.x_tile(k, back), x);
+      if (is_last) {
+        KALEIDO_UNROLL
+        for (int e = 0; e < Thread::kElements; ++e) grad[e] = ahead[e];
+        if (back + 1 < tiles) thread.load_grad(back + 1, ahead);
+      } else {
+        thread.get(thread.grad_tile(k, back), grad);
+      }
+      if (thread.group.up)
+        thread.template backward<true>(x, grad, is_last);
+      else
+        thread.template backward<false>(x, grad, is_last);
+      if (is_first)
+        args.x_grad.store(thread, back, grad);
+      else
+        thread.put(thread.grad_tile(k - 1, back), grad);
+    }
+    end_step(block);
+  }
+  if (!idle) thread.store_gradients();
+}
+
+// The gradient of the outputs as it is.
+template <class Number>
+struct RowsGradient {
+  static constexpr bool kNeedsOutput = false;
+  Rows<Number> rows;
+  template <class F>
+  KALEIDO_DEVICE void visit(F&& f) const {
+    rows.visit(f);
+  }
+};
+
+// That of z for a loss that depends on |z|^2 of chosen outputs: 2 z times the gradient of the squared magnitude.
+template <class Number>
+struct PowerGradient {
+  static constexpr bool kNeedsOutput = true;
+  using Real = RealOf<Number>;
+  const Real* grad;   // (count, n_rows)
+  const int* head;    // (n,): the first of the chosen outputs that is output i, or -1
+  const int* next;    // (n_rows,): the next one that is the same output, or -1
+  int n_rows;
+  std::int64_t count;
+  template <class F>
+  KALEIDO_DEVICE void visit(F&& f) const {
+    f([this](std::int64_t row, int i) -> Number {
+      Real sum = 0;
+      if (row < count)
+        for (int at = head[i]; at >= 0; at = next[at]) sum += grad[row * n_rows + at];
+      return from_real<Number>(sum);
+    });
+  }
+  KALEIDO_DEVICE Number from_output(Number squared_grad, Number z) const {
+    return scale(z, 2 * real_part(squared_grad));
+  }
+};
+
+// Writes the gradient of x, where it is asked for.
+template <class Number>
+struct RowsGradientSink {
+  Rows<Number> rows;  // data is null if it is not
+  template <class Thread>
+  KALEIDO_DEVICE void store(const Thread& thread, std::int64_t j, const Number* grad) const {
+    if (rows.data == nullptr) return;
+    rows.visit_writer(
+        [&](auto write) { thread.for_each(j, [&](std::int64_t row, int i, int e) { write(row, i, grad[e]); }); });
+  }
+};
+
+// Sums of partial gradients in the order of their chunks.
+template <class Number, class Block>
+KALEIDO_DEVICE void sum_chunks(const Number* partial, Number* total, std::int64_t chunks, std::int64_t numbers,
+                               Block& block) {
+  for (std::int64_t i = std::int64_t(block.index()) * block.threads() + block.thread(); i < numbers;
+       i += std::int64_t(block.count()) * block.threads()) {
+    Number sum = partial[i];
+    for (std::int64_t c = 1; c < chunks; ++c) sum = multiply_add(from_real<Number>(1), partial[c * numbers + i], sum);
+    total[i] = sum;
+  }
+}
+
+}  // namespace kaleido_cuda

@@ -1,0 +1,357 @@
+// Products of butterfly matrices, forward: a warp holds a few vectors, or tiles of them, in its registers from the
+// first stage to the last; the coefficients wait in shared memory in the order of their use.
+#pragma once
+
+#include "layout.h"
+#include "memory.h"
+
+namespace kaleido_cuda {
+
+// Consecutive stages of a product: those numbered first, ..., last - 1, where stage s of factor f is f * log_n + s.
+template <class Number>
+struct Stages {
+  const Number* factors;  // (F, log_n, 2, n)
+  int log_n, first, last;
+
+  KALEIDO_EVERYWHERE int index_bit(int number) const {
+    const int factor = number / log_n, stage = number - factor * log_n;
+    return factor % 2 ? stage : log_n - 1 - stage;
+  }
+  // Number of the stage of factor f that combines elements 2^bit apart.
+  KALEIDO_EVERYWHERE int number(int factor, int bit) const {
+    return factor * log_n + (factor % 2 ? bit : log_n - 1 - bit);
+  }
+  KALEIDO_EVERYWHERE bool contains(int number) const { return first <= number && number < last; }
+  KALEIDO_EVERYWHERE const Number* diagonal(int number) const { return factors + (std::int64_t(number) * 2 << log_n); }
+  KALEIDO_EVERYWHERE const Number* off_diagonal(int number) const { return diagonal(number) + (1 << log_n); }
+};
+
+// How many vectors a warp holds at once: more of them share each load of a coefficient, fewer leave registers.
+template <class Number, class Tile>
+constexpr int rows_of_warp() {
+  const int words = Tile::kRegisters * int(sizeof(Number) / 4);
+  return words >= 128 ? 1 : 128 / words < 4 ? 128 / words : 4;
+}
+
+constexpr int kMultiplyThreads = 256;
+
+// 16 bytes of coefficients, loaded at once.
+template <class Number>
+struct alignas(16) Unit {
+  static constexpr int kNumbers = 16 / sizeof(Number);
+  Number numbers[kNumbers];
+};
+
+// Of one stage of a tile: for every pair of registers (a, b) and lane, D[a], O[a], D[b] and O[b].
+template <class Number, class Tile>
+struct UnitsOfStage {
+  static constexpr int kOfPair = 4 * sizeof(Number) / 16;
+  static constexpr int kPairs = Tile::kRegisters / 2;
+  static constexpr int kCount = kPairs * kOfPair * kLanes;
+  static constexpr int kBytes = kCount * 16;
+};
+
+template <class Number, class Source, class Sink>
+struct MultiplyArgs {
+  Source source;
+  Sink sink;
+  Stages<Number> stages;
+  TileMap map;
+  std::int64_t tile_rows;  // tiles of one place in the vector
+  int capacity;            // stages whose coefficients fit into shared memory
+  int shared_offset;       // where they begin there, in bytes: before them comes what the sink needs
+};
+
+// Register number `pair` with a zero inserted at bit q.
+KALEIDO_EVERYWHERE constexpr int first_of_pair(int pair, int q) {
+  return ((pair >> q) << (q + 1)) | (pair & ((1 << q) - 1));
+}
+
+// Puts the coefficients of `count` stages from `first` on into shared memory.
+template <class Number, class Tile, class Block>
+#ifdef __CUDACC__
+__device__ __noinline__
+#endif
+    void
+    load_coefficients(Stages<Number> stages, TileMap map, int tile, int first, int count, Unit<Number>* units,
+                      Block& block) {
+  using Units = UnitsOfStage<Number, Tile>;
+  for (int slot = 0; slot < count; ++slot, units += Units::kCount) {
+    const int bit = stages.index_bit(first + slot), b = bit - map.low;
+    const int q = Tile::register_bit(b), m = Tile::lowest(b);
+    const Number* diagonal = stages.diagonal(first + slot);
+    const Number* off_diagonal = stages.off_diagonal(first + slot);
+    for (int unit = block.thread(); unit < Units::kCount; unit += block.threads()) {
+      const int lane = unit % kLanes, part = unit / kLanes % Units::kOfPair;
+      const int pair = unit / (kLanes * Units::kOfPair);
+      const int a = map.index(tile, Tile::element(lane, first_of_pair(pair, q), m)), b = a ^ (1 << bit);
+      Unit<Number> values;
+      KALEIDO_UNROLL
+      for (int k = 0; k < Unit<Number>::kNumbers; ++k) {
+        const int which = part * Unit<Number>::kNumbers + k;
+        values.numbers[k] = (which % 2 ? off_diagonal : diagonal)[which / 2 ? b : a];
+      }
+      units[unit] = values;
+    }
+  }
+}
+
+template <class Number, class Tile, class Block>
+struct WarpVectors {
+  static constexpr int kRows = rows_of_warp<Number, Tile>();
+  static constexpr int kRegisters = Tile::kRegisters;
+  using Units = UnitsOfStage<Number, Tile>;
+
+  Number x[kRows][kRegisters];
+
+  // Every row's lane bit b changes places with the register bit that stands for bit b + kBits, or back.
+  KALEIDO_DEVICE void trade(int b, Block& block) {
+    KALEIDO_UNROLL
+    for (int row = 0; row < kRows; ++row)
+      KALEIDO_UNROLL
+    for (int reg = 0; reg < kRegisters; ++reg)
+      if (reg >> Tile::register_bit(b) & 1) x[row][reg] = block.shuffle_xor(x[row][reg], 1 << b);
+  }
+
+  KALEIDO_DEVICE void stage(int q, const Unit<Number>* units, int lane) {
+    KALEIDO_UNROLL
+    for (int pair = 0; pair < Units::kPairs; ++pair) {
+      const int a = first_of_pair(pair, q), b = a | 1 << q;
+      Number c[4];  // D[a], O[a], D[b], O[b]
+      KALEIDO_UNROLL
+      for (int part = 0; part < Units::kOfPair; ++part) {
+        const Unit<Number> unit = units[(pair * Units::kOfPair + part) * kLanes + lane];
+        KALEIDO_UNROLL
+        for (int k = 0; k < Unit<Number>::kNumbers; ++k) c[part * Unit<Number>::kNumbers + k] = unit.numbers[k];
+      }
+      KALEIDO_UNROLL
+      for (int row = 0; row < kRows; ++row) {
+        const Number xa = x[row][a], xb = x[row][b];
+        x[row][a] = multiply_add(c[0], xa, multiply(c[1], xb));
+        x[row][b] = multiply_add(c[2], xb, multiply(c[3], xa));
+      }
+    }
+  }
+
+  // Exchanges registers h and h XOR flips(lane): leads from the order of memory to that of registers and back.
+  KALEIDO_DEVICE void flip(int lane) {
+    KALEIDO_UNROLL
+    for (int bit = 0; bit < Tile::kBits; ++bit) {
+      if (!possible_flip(bit)) continue;
+      const bool swap = Tile::flips(lane) >> bit & 1;
+      KALEIDO_UNROLL
+      for (int row = 0; row < kRows; ++row)
+        KALEIDO_UNROLL
+      for (int pair = 0; pair < Units::kPairs; ++pair) {
+        const int a = first_of_pair(pair, bit), b = a | 1 << bit;
+        const Number low = x[row][a], high = x[row][b];
+        x[row][a] = swap ? high : low;
+        x[row][b] = swap ? low : high;
+      }
+    }
+  }
+  static constexpr KALEIDO_EVERYWHERE bool possible_flip(int bit) {
+    int all = 0;
+    for (int lane = 0; lane < kLanes; ++lane) all |= Tile::flips(lane);
+    return all >> bit & 1;
+  }
+
+  KALEIDO_DEVICE void to_register_order(int lane) {
+    flip(lane);
+    KALEIDO_UNROLL
+    for (int row = 0; row < kRows; ++row) {
+      Number from[kRegisters];
+      KALEIDO_UNROLL
+      for (int reg = 0; reg < kRegisters; ++reg) from[reg] = x[row][reg];
+      KALEIDO_UNROLL
+      for (int reg = 0; reg < kRegisters; ++reg) x[row][reg] = from[Tile::memory_register(reg)];
+    }
+  }
+  KALEIDO_DEVICE void to_memory_order(int lane) {
+    KALEIDO_UNROLL
+    for (int row = 0; row < kRows; ++row) {
+      Number from[kRegisters];
+      KALEIDO_UNROLL
+      for (int reg = 0; reg < kRegisters; ++reg) from[reg] = x[row][reg];
+      KALEIDO_UNROLL
+      for (int reg = 0; reg < kRegisters; ++reg) x[row][Tile::memory_register(reg)] = from[reg];
+    }
+    flip(lane);
+  }
+
+  // f(row, vector, index, value&) for every element in memory order, `first` the first of the warp's tiles.
+  template <class F>
+  KALEIDO_DEVICE void for_each(const TileMap& map, int tile, std::int64_t first, int lane, F&& f) {
+    const int start = map.index(tile, Tile::memory_element(lane, 0));
+    if (map.vectors_per_tile() == 1) {
+      const int step = map.column_bits ? 1 << map.low : kLanes;
+      KALEIDO_UNROLL
+      for (int row = 0; row < kRows; ++row)
+        KALEIDO_UNROLL
+      for (int h = 0; h < kRegisters; ++h) f(first + row, start + h * step, x[row][h]);
+    } else {
+      const std::int64_t vectors = map.vectors_per_tile();
+      KALEIDO_UNROLL
+      for (int row = 0; row < kRows; ++row)
+        KALEIDO_UNROLL
+      for (int h = 0; h < kRegisters; ++h) {
+        const int local = Tile::memory_element(lane, h);
+        f((first + row) * vectors + map.vector(local), map.index(tile, local), x[row][h]);
+      }
+    }
+  }
+};
+
+template <class Number, class Tile, class Source, class Sink, class Block>
+KALEIDO_DEVICE void multiply_tiles(const MultiplyArgs<Number, Source, Sink>& args, Block& block) {
+  using Warp = WarpVectors<Number, Tile, Block>;
+  using Units = UnitsOfStage<Number, Tile>;
+  const Stages<Number> stages = args.stages;
+  const TileMap map = args.map;
+  const int lane = block.thread() % kLanes, warp = block.thread() / kLanes, warps = block.threads() / kLanes;
+  const int tiles = map.tiles_per_vector();
+  const int tile = block.index() % tiles, part = block.index() / tiles, parts = block.count() / tiles;
+  Unit<Number>* units = reinterpret_cast<Unit<Number>*>(block.shared() + args.shared_offset);
+  const int total = stages.last - stages.first;
+  const bool resident = total <= args.capacity;
+  if (resident) {
+    load_coefficients<Number, Tile>(stages, map, tile, stages.first, total, units, block);
+    block.sync();
+  }
+  const int first_factor = stages.first / stages.log_n, last_factor = (stages.last - 1) / stages.log_n;
+  const std::int64_t groups = (args.tile_rows + Warp::kRows - 1) / Warp::kRows;
+  // All warps make as many rounds: where coefficients change, they wait for each other.
+  for (std::int64_t base = std::int64_t(part) * warps; base < groups; base += std::int64_t(parts) * warps) {
+    const std::int64_t first = (base + warp) * Warp::kRows;
+    Warp vectors;
+    args.source.visit([&](auto read) {
+      vectors.for_each(map, tile, first, lane, [&](std::int64_t row, int i, Number& x) { x = read(row, i); });
+    });
+    vectors.to_register_order(lane);
+    int begun = 0;  // the first stage whose coefficients are in shared memory, less stages.first
+    const auto run_stage = [&](int factor, int b) {
+      if (map.low + b >= stages.log_n) return;
+      const int number = stages.number(factor, map.low + b);
+      if (!stages.contains(number)) return;
+      const int slot = number - stages.first;
+      if (!resident && slot % args.capacity == 0) {
+        begun = slot;
+        block.sync();
+        const int count = total - slot < args.capacity ? total - slot : args.capacity;
+        load_coefficients<Number, Tile>(stages, map, tile, number, count, units, block);
+        block.sync();
+      }
+      vectors.stage(Tile::register_bit(b), units + (slot - begun) * Units::kCount, lane);
+    };
+    const auto trade_all = [&](bool down) {
+      KALEIDO_UNROLL
+      for (int k = 0; k < kLaneBits; ++k) {
+        const int b = down ? kLaneBits - 1 - k : k;
+        if (Tile::is_traded(b)) vectors.trade(b, block);
+      }
+    };
+    if (first_factor % 2) trade_all(true);
+    for (int factor = first_factor; factor <= last_factor; ++factor) {
+      if (factor % 2 == 0) {
+        KALEIDO_UNROLL
+        for (int k = 0; k < Tile::kStageBits; ++k) {
+          const int b = Tile::kStageBits - 1 - k;
+          if (Tile::is_traded(b)) vectors.trade(b, block);
+          run_stage(factor, b);
+        }
+      } else {
+        KALEIDO_UNROLL
+        for (int b = 0; b < Tile::kStageBits; ++b) {
+          run_stage(factor, b);
+          if (Tile::is_traded(b)) vectors.trade(b, block);
+        }
+      }
+    }
+    if (last_factor % 2 == 0) trade_all(false);
+    vectors.to_memory_order(lane);
+    args.sink.template store<Tile>(vectors, map, tile, first, lane, warp, block);
+  }
+}
+
+// Writes the vectors.
+template <class Number>
+struct RowsSink {
+  Rows<Number> rows;
+
+  template <class Tile, class Warp, class Block>
+  KALEIDO_DEVICE void store(Warp& vectors, const TileMap& map, int tile, std::int64_t first, int lane, int, Block&)
+      const {
+    rows.visit_writer([&](auto write) {
+      vectors.for_each(map, tile, first, lane, [&](std::int64_t row, int i, Number& x) { write(row, i, x); });
+    });
+  }
+};
+
+// Writes powers of magnitudes of chosen outputs, or the logarithm of their weighted sums: whole vectors only.
+template <class Number>
+struct PowerSink {
+  using Real = RealOf<Number>;
+  Real* out;                  // (count, n_rows), with a filterbank (count, n_filters)
+  const std::int64_t* rows;   // (n_rows,): the outputs, in any order
+  const Real* filterbank;     // (n_rows, n_filters), or null
+  int n_rows, n_filters;
+  Real exponent;              // of the squared magnitude
+  Real log_scale, log_offset; // log_scale * log(x + log_offset) of the filters' outputs, or x where log_scale is 0
+  std::int64_t count;
+
+  // Reals in shared memory for every warp.
+  template <class Tile>
+  static constexpr KALEIDO_EVERYWHERE int shared_reals() {
+    return rows_of_warp<Number, Tile>() * Tile::kRegisters * kLanes;
+  }
+
+  KALEIDO_DEVICE Real power(Number z) const {
+    const Real squared = squared_magnitude(z);
+    if (exponent == Real(1)) return squared;
+    return exponent == Real(0.5) ? std::sqrt(squared) : std::pow(squared, exponent);
+  }
+
+  template <class Tile, class Warp, class Block>
+  KALEIDO_DEVICE void store(Warp& vectors, const TileMap& map, int, std::int64_t first, int lane, int warp,
+                            Block& block) const {
+    constexpr int kTile = Tile::kRegisters * kLanes;
+    Real* powers = reinterpret_cast<Real*>(block.shared()) + warp * shared_reals<Tile>();
+    KALEIDO_UNROLL
+    for (int row = 0; row < Warp::kRows; ++row)
+      KALEIDO_UNROLL
+    for (int h = 0; h < Tile::kRegisters; ++h)
+      powers[row * kTile + Tile::memory_element(lane, h)] = power(vectors.x[row][h]);
+    block.sync_warp();
+    const int n = 1 << map.log_n, vectors_per_tile = map.vectors_per_tile();
+    for (int v = 0; v < vectors_per_tile; ++v) {
+      const Real* of_row = powers + v * n;
+      const auto vector = [&](int row) { return (first + row) * vectors_per_tile + v; };
+      if (filterbank == nullptr) {
+        for (int k = lane; k < n_rows; k += kLanes) {
+          const int at = int(rows[k]);
+          KALEIDO_UNROLL
+          for (int row = 0; row < Warp::kRows; ++row)
+            if (vector(row) < count) out[vector(row) * n_rows + k] = of_row[row * kTile + at];
+        }
+      } else {
+        for (int filter = lane; filter < n_filters; filter += kLanes) {
+          Real sums[Warp::kRows] = {};
+          for (int k = 0; k < n_rows; ++k) {
+            const int at = int(rows[k]);
+            const Real weight = filterbank[std::int64_t(k) * n_filters + filter];
+            KALEIDO_UNROLL
+            for (int row = 0; row < Warp::kRows; ++row) sums[row] += weight * of_row[row * kTile + at];
+          }
+          KALEIDO_UNROLL
+          for (int row = 0; row < Warp::kRows; ++row) {
+            const Real sum = log_scale == Real(0) ? sums[row] : log_scale * std::log(sums[row] + log_offset);
+            if (vector(row) < count) out[vector(row) * n_filters + filter] = sum;
+          }
+        }
+      }
+    }
+    block.sync_warp();
+  }
+};
+
+}  // namespace kaleido_cuda

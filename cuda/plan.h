@@ -1,0 +1,159 @@
+// How a product of butterfly matrices is divided into launches: which stages, which tiles, which groups.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "backward.h"
+
+namespace kaleido_cuda {
+
+// One launch of the forward kernel.
+struct Pass {
+  bool strided;
+  int bits;  // kBits of the tile
+  int low, first, last;
+};
+
+struct StageBits {
+  int log_n;
+  int operator()(int number) const {
+    const int factor = number / log_n, stage = number % log_n;
+    return factor % 2 ? stage : log_n - 1 - stage;
+  }
+};
+
+constexpr int kStridedBits = 4;
+
+// kBits of ConsecutiveTile that there are kernels for; the largest by the size of a number.
+inline int tile_bits(int log_n, int element_bytes) {
+  const int most = element_bytes == 16 ? 5 : 6;
+  for (int bits : {2, 4, 5, 6})
+    if (bits == most || bits + kLaneBits >= log_n) return bits;
+  return most;
+}
+
+// Launches that do the stages first, ..., last - 1: as many stages each as a tile has bits for.
+inline std::vector<Pass> plan_passes(int log_n, int first, int last, int element_bytes) {
+  const int bits = tile_bits(log_n, element_bytes), low_bits = std::min(log_n, bits + kLaneBits);
+  const StageBits bit_of{log_n};
+  // Index bits [0, low_bits) are those of consecutive tiles; above, windows of kStridedBits from the top down.
+  const auto low_of = [&](int bit) {
+    if (bit < low_bits) return 0;
+    return log_n - kStridedBits * ((log_n - 1 - bit) / kStridedBits + 1);
+  };
+  std::vector<Pass> passes;
+  for (int number = first; number < last; ++number) {
+    const int bit = bit_of(number), low = low_of(bit);
+    const bool strided = bit >= low_bits;
+    if (!passes.empty() && passes.back().strided == strided && passes.back().low == low)
+      passes.back().last = number + 1;
+    else
+      passes.push_back({strided, strided ? kStridedBits : bits, low, number, number + 1});
+  }
+  return passes;
+}
+
+// One launch of the backward kernel.
+struct Run {
+  TileMap map;
+  int first, last;
+  int groups_per_block, blocks, threads_per_group;
+  std::int64_t shared_numbers;  // of a block
+  std::vector<Group> groups;
+};
+
+struct BackwardLimits {
+  int stages_of_group, threads, element_bytes;
+  std::int64_t shared_bytes;
+  int cluster;  // blocks; 1 where the GPU has no clusters
+};
+
+constexpr int kBackwardTileBits = 9;  // of tiles that are not a whole vector, and of tiles of several vectors
+
+// The places of the rings in shared memory; false if they do not fit.
+inline bool place_rings(Run& run, const BackwardLimits& limits) {
+  const int n_groups = int(run.groups.size());
+  run.shared_numbers = 0;
+  std::int64_t used = 0;
+  for (int k = 0; k < n_groups; ++k) {
+    if (k % run.groups_per_block == 0) used = 0;
+    Group& group = run.groups[k];
+    group.x_depth = n_groups == 1 ? 0 : k == 0 ? 2 * n_groups - 1 : 2 * n_groups - 2 * k;
+    group.x_offset = int(used);
+    used += std::int64_t(group.x_depth) << run.map.local_bits;
+    group.grad_offset = int(used);
+    used += std::int64_t(k + 1 < n_groups ? 2 : 0) << run.map.local_bits;
+    run.shared_numbers = std::max(run.shared_numbers, used);
+  }
+  return run.shared_numbers * limits.element_bytes <= limits.shared_bytes;
+}
+
+inline std::vector<Run> plan_runs(int log_n, int n_stages, const BackwardLimits& limits) {
+  const StageBits bit_of{log_n};
+  const int window = limits.stages_of_group;
+  // A whole vector is a tile while its groups leave room for two in a block or cluster.
+  int whole = kBackwardTileBits;
+  while (whole < 11 && (1 << (whole + 1 - window)) * 2 <= limits.threads * limits.cluster &&
+         (1 << (whole + 1 - window)) <= limits.threads)
+    ++whole;
+  const int low_bits = log_n <= whole ? log_n : kBackwardTileBits;
+  // Above low_bits: windows of at most five bits, with neighbouring columns to fill the tile.
+  const auto region = [&](int bit) { return bit < low_bits ? 0 : 1 + (log_n - 1 - bit) / 5; };
+  const auto map_of = [&](int number_of_region) -> TileMap {
+    if (number_of_region == 0) {
+      const int local = std::max(low_bits, kBackwardTileBits);
+      return {log_n, 0, low_bits, 0, local};
+    }
+    const int top = log_n - 5 * (number_of_region - 1), low = std::max(low_bits, top - 5);
+    return {log_n, kBackwardTileBits - (top - low), top - low, low, kBackwardTileBits};
+  };
+
+  std::vector<Run> runs;
+  int run_region = -1;
+  for (int number = 0; number < n_stages;) {
+    // A group: stages of one factor and region, at most as many as its window.
+    const int here = region(bit_of(number)), factor = number / log_n;
+    int end = number + 1;
+    while (end < n_stages && end - number < window && end / log_n == factor && region(bit_of(end)) == here) ++end;
+    const TileMap map = map_of(here);
+    const int lowest = std::min(bit_of(number), bit_of(end - 1)) - map.low + map.column_bits;
+    const Group group{number, end, std::min(lowest, map.local_bits - window), factor % 2, 0, 0, 0};
+
+    bool joined = false;
+    if (!runs.empty() && run_region == here) {
+      Run longer = runs.back();
+      longer.groups.push_back(group);
+      longer.last = end;
+      const int count = int(longer.groups.size());
+      longer.blocks = (count + longer.groups_per_block - 1) / longer.groups_per_block;
+      if (longer.blocks <= limits.cluster && count <= kMaxGroups && place_rings(longer, limits)) {
+        runs.back() = longer;
+        joined = true;
+      }
+    }
+    if (!joined) {
+      Run run;
+      run.map = map;
+      run.first = number;
+      run.last = end;
+      run.threads_per_group = 1 << (map.local_bits - window);
+      run.groups_per_block = std::max(1, limits.threads / run.threads_per_group);
+      run.blocks = 1;
+      run.groups = {group};
+      place_rings(run, limits);
+      runs.push_back(run);
+      run_region = here;
+    }
+    number = end;
+  }
+  // No more groups in a block than there are: fewer threads, and in a cluster as many in each block.
+  for (Run& run : runs) {
+    const int count = int(run.groups.size());
+    run.groups_per_block = (count + run.blocks - 1) / run.blocks;
+    place_rings(run, limits);
+  }
+  return runs;
+}
+
+}  // namespace kaleido_cuda

@@ -1,0 +1,62 @@
+// The forward kernel, its threads run one after the other, against the definition of a product of butterfly matrices.
+#include "../../cuda/multiply.h"
+
+#include "reference.h"
+#include "simulator.h"
+
+using namespace kaleido_cuda;
+
+template <class Number, class Tile>
+void check(int log_n, int n_factors, int first, int last, int low, int vectors, int in_features, int out_features,
+           int capacity, int parts, unsigned seed) {
+  const int n = 1 << log_n;
+  Random random(seed + 1);
+  const auto factors = random.numbers<Number>(std::size_t(n_factors) * log_n * 2 * n);
+  const auto x = random.numbers<Number>(std::size_t(vectors) * (in_features + 3));
+  std::vector<Number> y(std::size_t(vectors) * out_features, from_real<Number>(NAN));
+  const Stages<Number> stages{factors.data(), log_n, first, last};
+  const bool strided = Tile::kStageBits == Tile::kBits;
+  const TileMap map{log_n, strided ? kLaneBits : 0, strided ? Tile::kBits : std::min(log_n, Tile::kStageBits),
+                    low, Tile::kBits + kLaneBits};
+  const std::int64_t tile_rows = (vectors + map.vectors_per_tile() - 1) / map.vectors_per_tile();
+  const Rows<Number> in{const_cast<Number*>(x.data()), in_features + 3, in_features, vectors, Storage::same};
+  const Rows<Number> out{y.data(), out_features, out_features, vectors, Storage::same};
+  const MultiplyArgs<Number, Rows<Number>, RowsSink<Number>> args{in, {out}, stages, map, tile_rows, capacity, 0};
+  simulator::launch(map.tiles_per_vector() * parts, 1, 64, std::size_t(capacity) * UnitsOfStage<Number, Tile>::kBytes,
+                    seed, [&](simulator::Block& block) { multiply_tiles<Number, Tile>(args, block); });
+  for (int v = 0; v < vectors; ++v) {
+    auto row = padded(x.data() + std::size_t(v) * (in_features + 3), in_features, n);
+    run_stages(stages, row);
+    row.resize(out_features);
+    expect_close(y.data() + std::size_t(v) * out_features, row, "multiply log_n=%d F=%d stages %d..%d low=%d seed=%u",
+                 log_n, n_factors, first, last, low, seed);
+  }
+}
+
+template <class Number>
+void check_number() {
+  for (unsigned seed : {0u, 1u}) {
+    // Whole products of small n: several vectors in a tile.
+    for (int log_n : {1, 2, 5, 6, 7})
+      check<Number, ConsecutiveTile<2>>(log_n, 3, 0, 3 * log_n, 0, 1000 >> log_n, 1 << log_n, 1 << log_n, 100, 2, seed);
+    check<Number, ConsecutiveTile<4>>(9, 2, 0, 18, 0, 9, 500, 300, 18, 2, seed);
+    check<Number, ConsecutiveTile<4>>(8, 1, 0, 8, 0, 9, 256, 256, 3, 1, seed);  // coefficients in turns
+    check<Number, ConsecutiveTile<4>>(9, 4, 7, 31, 0, 3, 512, 512, 10, 1, seed);  // a range of stages
+    check<Number, ConsecutiveTile<4>>(9, 2, 12, 16, 0, 3, 512, 512, 10, 1, seed);
+    check<Number, ConsecutiveTile<5>>(10, 2, 0, 20, 0, 3, 1024, 1024, 20, 1, seed);
+    // The low bits of a larger n, and the high ones.
+    check<Number, ConsecutiveTile<4>>(11, 2, 2, 20, 0, 3, 2048, 2048, 18, 1, seed);
+    check<Number, StridedTile<4>>(10, 2, 0, 4, 6, 5, 1000, 1024, 4, 1, seed);
+    check<Number, StridedTile<4>>(10, 4, 16, 24, 6, 5, 1000, 1024, 4, 1, seed);
+  }
+}
+
+int main() {
+  check_number<float>();
+  check_number<double>();
+  check_number<Complex<float>>();
+  check_number<Complex<double>>();
+  check<float, ConsecutiveTile<6>>(11, 2, 0, 22, 0, 3, 2048, 2048, 8, 1, 0);
+  check<Complex<float>, ConsecutiveTile<6>>(11, 2, 0, 22, 0, 2, 2048, 2048, 8, 1, 0);
+  return report();
+}
