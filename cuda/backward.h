@@ -173,18 +173,18 @@ struct GroupThread {
     }
   }
 
-  // Element e of tile number j of this part, as f(vector, index, e).
-  template <class F>
-  KALEIDO_DEVICE void for_each(std::int64_t j, F&& f) const {
+  // Element e of tile number j of this part, as f(open(vector), index, e).
+  template <class Open, class F>
+  KALEIDO_DEVICE void for_each(std::int64_t j, const Open& open, F&& f) const {
     const std::int64_t first = (part + j * args.parts) * args.map.vectors_per_tile();
     KALEIDO_UNROLL
-    for (int e = 0; e < kElements; ++e) f(first + args.map.vector(local(e)), index(e), e);
+    for (int e = 0; e < kElements; ++e) f(open(first + args.map.vector(local(e))), index(e), e);
   }
   KALEIDO_DEVICE void load_x(std::int64_t j, Number* x) const {
-    args.x.visit([&](auto read) { for_each(j, [&](std::int64_t row, int i, int e) { x[e] = read(row, i); }); });
+    args.x.visit([&](auto open) { for_each(j, open, [&](auto vector, int i, int e) { x[e] = vector(i); }); });
   }
   KALEIDO_DEVICE void load_grad(std::int64_t j, Number* grad) const {
-    args.grad.visit([&](auto read) { for_each(j, [&](std::int64_t row, int i, int e) { grad[e] = read(row, i); }); });
+    args.grad.visit([&](auto open) { for_each(j, open, [&](auto vector, int i, int e) { grad[e] = vector(i); }); });
   }
 
   // Ring of tiles in the shared memory of the block that does group `of`.
@@ -298,11 +298,13 @@ struct PowerGradient {
   std::int64_t count;
   template <class F>
   KALEIDO_DEVICE void visit(F&& f) const {
-    f([this](std::int64_t row, int i) -> Number {
-      Real sum = 0;
-      if (row < count)
-        for (int at = head[i]; at >= 0; at = next[at]) sum += grad[row * n_rows + at];
-      return from_real<Number>(sum);
+    f([this](std::int64_t row) {
+      return [=, *this](int i) -> Number {
+        Real sum = 0;
+        if (row < count)
+          for (int at = head[i]; at >= 0; at = next[at]) sum += grad[row * n_rows + at];
+        return from_real<Number>(sum);
+      };
     });
   }
   KALEIDO_DEVICE Number from_output(Number squared_grad, Number z) const {
@@ -318,7 +320,7 @@ struct RowsGradientSink {
   KALEIDO_DEVICE void store(const Thread& thread, std::int64_t j, const Number* grad) const {
     if (rows.data == nullptr) return;
     rows.visit_writer(
-        [&](auto write) { thread.for_each(j, [&](std::int64_t row, int i, int e) { write(row, i, grad[e]); }); });
+        [&](auto open) { thread.for_each(j, open, [&](auto vector, int i, int e) { vector(i, grad[e]); }); });
   }
 };
 

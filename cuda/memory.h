@@ -98,26 +98,31 @@ struct Rows {
   std::int64_t count;
   Storage storage;
 
-  // Calls f(read) with read(row, i) -> Number.
+  // Calls f(open), where open(row) is the row and open(row)(i) its element i.
   template <class F>
   KALEIDO_DEVICE void visit(F&& f) const {
     with_storage<Number>(storage, [&](auto* type) {
       using Stored = std::remove_pointer_t<decltype(type)>;
-      const Stored* from = static_cast<const Stored*>(data);
-      f([=](std::int64_t row, int i) -> Number {
-        if (row >= count || i >= features) return from_real<Number>(0);
-        return Convert<Number, Stored>::read(from + row * stride + i);
+      f([this](std::int64_t row) {
+        const Stored* from = static_cast<const Stored*>(data) + row * stride;
+        const int limit = row < count ? features : 0;
+        return [=](int i) -> Number {
+          return i < limit ? Convert<Number, Stored>::read(from + i) : from_real<Number>(0);
+        };
       });
     });
   }
-  // Calls f(write) with write(row, i, Number).
+  // Likewise for writing: open(row)(i, x).
   template <class F>
   KALEIDO_DEVICE void visit_writer(F&& f) const {
     with_storage<Number>(storage, [&](auto* type) {
       using Stored = std::remove_pointer_t<decltype(type)>;
-      Stored* to = static_cast<Stored*>(data);
-      f([=](std::int64_t row, int i, Number x) {
-        if (row < count && i < features) Convert<Number, Stored>::write(to + row * stride + i, x);
+      f([this](std::int64_t row) {
+        Stored* to = static_cast<Stored*>(data) + row * stride;
+        const int limit = row < count ? features : 0;
+        return [=](int i, Number x) {
+          if (i < limit) Convert<Number, Stored>::write(to + i, x);
+        };
       });
     });
   }
@@ -135,14 +140,14 @@ struct Frames {
   int features;
   std::int64_t count;
 
-  KALEIDO_DEVICE const Real* samples(std::int64_t row) const {
-    return waveform + row / per_item * time + row % per_item * hop;
-  }
   template <class F>
   KALEIDO_DEVICE void visit(F&& f) const {
-    f([this](std::int64_t row, int i) -> Number {
-      if (row >= count || i >= features) return from_real<Number>(0);
-      return from_real<Number>(samples(row)[i] * window[i]);
+    f([this](std::int64_t row) {
+      const Real* samples = waveform + row / per_item * time + row % per_item * hop;
+      const int limit = row < count ? features : 0;
+      return [=, window = window](int i) -> Number {
+        return from_real<Number>(i < limit ? samples[i] * window[i] : Real(0));
+      };
     });
   }
 };

@@ -179,16 +179,20 @@ struct WarpVectors {
     flip(lane);
   }
 
-  // f(row, vector, index, value&) for every element in memory order, `first` the first of the warp's tiles.
-  template <class F>
-  KALEIDO_DEVICE void for_each(const TileMap& map, int tile, std::int64_t first, int lane, F&& f) {
+  // f(open(vector), index, value&) for every element in memory order, `first` the first of the warp's tiles.
+  template <class Open, class F>
+  KALEIDO_DEVICE void for_each(const TileMap& map, int tile, std::int64_t first, int lane, const Open& open, F&& f) {
+    // Not the indices of the last time: kept through all the stages, they would take the registers of the vectors.
+    lane = forgotten(lane);
     const int start = map.index(tile, Tile::memory_element(lane, 0));
     if (map.vectors_per_tile() == 1) {
       const int step = map.column_bits ? 1 << map.low : kLanes;
       KALEIDO_UNROLL
-      for (int row = 0; row < kRows; ++row)
+      for (int row = 0; row < kRows; ++row) {
+        const auto vector = open(first + row);
         KALEIDO_UNROLL
-      for (int h = 0; h < kRegisters; ++h) f(first + row, start + h * step, x[row][h]);
+        for (int h = 0; h < kRegisters; ++h) f(vector, start + h * step, x[row][h]);
+      }
     } else {
       const std::int64_t vectors = map.vectors_per_tile();
       KALEIDO_UNROLL
@@ -196,13 +200,14 @@ struct WarpVectors {
         KALEIDO_UNROLL
       for (int h = 0; h < kRegisters; ++h) {
         const int local = Tile::memory_element(lane, h);
-        f((first + row) * vectors + map.vector(local), map.index(tile, local), x[row][h]);
+        f(open((first + row) * vectors + map.vector(local)), map.index(tile, local), x[row][h]);
       }
     }
   }
 };
 
-template <class Number, class Tile, class Source, class Sink, class Block>
+// With kResident, all coefficients are in shared memory from the start; else they come in turns, which costs registers.
+template <class Number, class Tile, bool kResident, class Source, class Sink, class Block>
 KALEIDO_DEVICE void multiply_tiles(const MultiplyArgs<Number, Source, Sink>& args, Block& block) {
   using Warp = WarpVectors<Number, Tile, Block>;
   using Units = UnitsOfStage<Number, Tile>;
@@ -213,8 +218,7 @@ KALEIDO_DEVICE void multiply_tiles(const MultiplyArgs<Number, Source, Sink>& arg
   const int tile = block.index() % tiles, part = block.index() / tiles, parts = block.count() / tiles;
   Unit<Number>* units = reinterpret_cast<Unit<Number>*>(block.shared() + args.shared_offset);
   const int total = stages.last - stages.first;
-  const bool resident = total <= args.capacity;
-  if (resident) {
+  if (kResident) {
     load_coefficients<Number, Tile>(stages, map, tile, stages.first, total, units, block);
     block.sync();
   }
@@ -224,8 +228,8 @@ KALEIDO_DEVICE void multiply_tiles(const MultiplyArgs<Number, Source, Sink>& arg
   for (std::int64_t base = std::int64_t(part) * warps; base < groups; base += std::int64_t(parts) * warps) {
     const std::int64_t first = (base + warp) * Warp::kRows;
     Warp vectors;
-    args.source.visit([&](auto read) {
-      vectors.for_each(map, tile, first, lane, [&](std::int64_t row, int i, Number& x) { x = read(row, i); });
+    args.source.visit([&](auto open) {
+      vectors.for_each(map, tile, first, lane, open, [](const auto& vector, int i, Number& x) { x = vector(i); });
     });
     vectors.to_register_order(lane);
     int begun = 0;  // the first stage whose coefficients are in shared memory, less stages.first
@@ -234,12 +238,14 @@ KALEIDO_DEVICE void multiply_tiles(const MultiplyArgs<Number, Source, Sink>& arg
       const int number = stages.number(factor, map.low + b);
       if (!stages.contains(number)) return;
       const int slot = number - stages.first;
-      if (!resident && slot % args.capacity == 0) {
-        begun = slot;
-        block.sync();
-        const int count = total - slot < args.capacity ? total - slot : args.capacity;
-        load_coefficients<Number, Tile>(stages, map, tile, number, count, units, block);
-        block.sync();
+      if constexpr (!kResident) {
+        if (slot % args.capacity == 0) {
+          begun = slot;
+          block.sync();
+          const int count = total - slot < args.capacity ? total - slot : args.capacity;
+          load_coefficients<Number, Tile>(stages, map, tile, number, count, units, block);
+          block.sync();
+        }
       }
       vectors.stage(Tile::register_bit(b), units + (slot - begun) * Units::kCount, lane);
     };
@@ -281,8 +287,8 @@ struct RowsSink {
   template <class Tile, class Warp, class Block>
   KALEIDO_DEVICE void store(Warp& vectors, const TileMap& map, int tile, std::int64_t first, int lane, int, Block&)
       const {
-    rows.visit_writer([&](auto write) {
-      vectors.for_each(map, tile, first, lane, [&](std::int64_t row, int i, Number& x) { write(row, i, x); });
+    rows.visit_writer([&](auto open) {
+      vectors.for_each(map, tile, first, lane, open, [](const auto& vector, int i, Number& x) { vector(i, x); });
     });
   }
 };

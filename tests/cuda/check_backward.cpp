@@ -27,7 +27,12 @@ std::vector<Number> forward(const std::vector<Number>& factors, int log_n, int f
       const MultiplyArgs<Number, Rows<Number>, RowsSink<Number>> args{
           in, {out}, {factors.data(), log_n, pass.first, pass.last}, map, tile_rows, capacity, 0};
       simulator::launch(map.tiles_per_vector(), 1, 64, std::size_t(capacity) * UnitsOfStage<Number, Tile>::kBytes, seed,
-                        [&](simulator::Block& block) { multiply_tiles<Number, Tile>(args, block); });
+                        [&](simulator::Block& block) {
+                      if (capacity >= args.stages.last - args.stages.first)
+                        multiply_tiles<Number, Tile, true>(args, block);
+                      else
+                        multiply_tiles<Number, Tile, false>(args, block);
+                    });
     };
     if (pass.strided) run(StridedTile<kStridedBits>{});
     else if (pass.bits == 2) run(ConsecutiveTile<2>{});

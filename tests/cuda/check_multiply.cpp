@@ -23,7 +23,12 @@ void check(int log_n, int n_factors, int first, int last, int low, int vectors, 
   const Rows<Number> out{y.data(), out_features, out_features, vectors, Storage::same};
   const MultiplyArgs<Number, Rows<Number>, RowsSink<Number>> args{in, {out}, stages, map, tile_rows, capacity, 0};
   simulator::launch(map.tiles_per_vector() * parts, 1, 64, std::size_t(capacity) * UnitsOfStage<Number, Tile>::kBytes,
-                    seed, [&](simulator::Block& block) { multiply_tiles<Number, Tile>(args, block); });
+                    seed, [&](simulator::Block& block) {
+                      if (capacity >= args.stages.last - args.stages.first)
+                        multiply_tiles<Number, Tile, true>(args, block);
+                      else
+                        multiply_tiles<Number, Tile, false>(args, block);
+                    });
   for (int v = 0; v < vectors; ++v) {
     auto row = padded(x.data() + std::size_t(v) * (in_features + 3), in_features, n);
     run_stages(stages, row);

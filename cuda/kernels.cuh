@@ -1,0 +1,144 @@
+// The kernels and their launches, for one type of number: included by a .cu file for each.
+#pragma once
+
+#include "block.cuh"
+#include "launch.h"
+
+namespace kaleido_cuda {
+
+template <class Number, class Tile>
+constexpr int blocks_of_processor() {
+  return rows_of_warp<Number, Tile>() * Tile::kRegisters * sizeof(Number) <= 256 ? 2 : 1;
+}
+
+template <class Number, class Tile, bool kResident, class Source, class Sink>
+__global__ void __launch_bounds__(kMultiplyThreads, (blocks_of_processor<Number, Tile>()))
+    multiply_kernel(const __grid_constant__ MultiplyArgs<Number, Source, Sink> args) {
+  Block block;
+  multiply_tiles<Number, Tile, kResident>(args, block);
+}
+
+template <class Number, class Source, class Gradient, class Sink>
+__global__ void __launch_bounds__(backward_threads<Number>(), 1)
+    backward_kernel(const __grid_constant__ BackwardArgs<Number, Source, Gradient, Sink> args) {
+  Block block;
+  backward_tiles<Number>(args, block);
+}
+
+template <class Number>
+__global__ void sum_kernel(const Number* partial, Number* total, std::int64_t chunks, std::int64_t numbers) {
+  Block block;
+  sum_chunks(partial, total, chunks, numbers, block);
+}
+
+template <class Kernel>
+cudaError_t allow_shared(Kernel* kernel, std::int64_t bytes) {
+  if (bytes <= 48 << 10) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
+}
+
+template <class Number, class Tile, class Source, class Sink>
+cudaError_t launch_tiles(const Source& source, const Sink& sink, std::int64_t sink_bytes, const Number* factors,
+                         int log_n, const Pass& pass, const Device& device, cudaStream_t stream) {
+  using Units = UnitsOfStage<Number, Tile>;
+  const int column_bits = pass.strided ? kLaneBits : 0;
+  const int active_bits = pass.strided ? Tile::kBits : std::min(log_n, Tile::kStageBits);
+  const TileMap map{log_n, column_bits, active_bits, pass.low, Tile::kBits + kLaneBits};
+  const std::int64_t tile_rows = (source.count + map.vectors_per_tile() - 1) / map.vectors_per_tile();
+  const int total = pass.last - pass.first;
+  const std::int64_t room = (device.block_bytes - sink_bytes) / Units::kBytes;
+  const int capacity = int(std::max<std::int64_t>(1, std::min<std::int64_t>(total, room)));
+  const std::int64_t bytes = sink_bytes + std::int64_t(capacity) * Units::kBytes;
+
+  const std::int64_t warps = kMultiplyThreads / kLanes, rows = rows_of_warp<Number, Tile>() * warps;
+  const std::int64_t useful = (tile_rows + rows - 1) / rows;
+  const std::int64_t resident =
+      device.processors * std::max<std::int64_t>(1, std::min<std::int64_t>(blocks_of_processor<Number, Tile>(),
+                                                                           device.all_bytes / (bytes + 1024)));
+  const std::int64_t tiles = map.tiles_per_vector();
+  const std::int64_t parts = std::max<std::int64_t>(1, std::min(useful, resident / tiles));
+
+  const MultiplyArgs<Number, Source, Sink> args{source, sink,      {factors, log_n, pass.first, pass.last},
+                                                map,    tile_rows, capacity,
+                                                int(sink_bytes)};
+  const auto kernel = capacity == total ? multiply_kernel<Number, Tile, true, Source, Sink>
+                                        : multiply_kernel<Number, Tile, false, Source, Sink>;
+  if (const cudaError_t error = allow_shared(kernel, bytes)) return error;
+  kernel<<<unsigned(tiles * parts), kMultiplyThreads, std::size_t(bytes), stream>>>(args);
+  return cudaGetLastError();
+}
+
+// f(tile) for the tile of a pass over consecutive elements.
+template <class Number, class F>
+cudaError_t with_tile(int bits, F&& f) {
+  switch (bits) {
+    case 2: return f(ConsecutiveTile<2>{});
+    case 4: return f(ConsecutiveTile<4>{});
+    case 5: return f(ConsecutiveTile<5>{});
+    case 6:
+      if constexpr (sizeof(Number) < 16) return f(ConsecutiveTile<6>{});
+  }
+  return cudaErrorInvalidValue;
+}
+
+template <class Number, class Source, class Gradient>
+cudaError_t launch_backward(const Source& x, const Gradient& grad, const Rows<Number>& x_grad, const Number* factors,
+                            int log_n, const Run& run, int parts, Number* partial, cudaStream_t stream) {
+  using Sink = RowsGradientSink<Number>;
+  const std::int64_t per_tile = run.map.vectors_per_tile();
+  BackwardArgs<Number, Source, Gradient, Sink> args{x,
+                                                    grad,
+                                                    {x_grad},
+                                                    {factors, log_n, run.first, run.last},
+                                                    run.map,
+                                                    (x.count + per_tile - 1) / per_tile,
+                                                    parts,
+                                                    int(run.groups.size()),
+                                                    run.groups_per_block,
+                                                    run.threads_per_group,
+                                                    partial,
+                                                    {}};
+  std::copy(run.groups.begin(), run.groups.end(), args.groups);
+  const std::int64_t bytes = run.shared_numbers * sizeof(Number);
+  const auto kernel = backward_kernel<Number, Source, Gradient, Sink>;
+  if (const cudaError_t error = allow_shared(kernel, bytes)) return error;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(run.map.tiles_per_vector() * parts * run.blocks));
+  config.blockDim = dim3(unsigned(run.groups_per_block * run.threads_per_group));
+  config.dynamicSmemBytes = std::size_t(bytes);
+  config.stream = stream;
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {unsigned(run.blocks), 1, 1};
+  config.attrs = &attribute;
+  config.numAttrs = run.blocks > 1 ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, args);
+}
+
+template <class Number>
+cudaError_t Launch<Number>::multiply(const Rows<Number>& x, const Rows<Number>& y, const Number* factors, int log_n,
+                                     const Pass& pass, const Device& device, cudaStream_t stream) {
+  const RowsSink<Number> sink{y};
+  if (pass.strided)
+    return launch_tiles<Number, StridedTile<kStridedBits>>(x, sink, 0, factors, log_n, pass, device, stream);
+  return with_tile<Number>(pass.bits, [&](auto tile) {
+    return launch_tiles<Number, decltype(tile)>(x, sink, 0, factors, log_n, pass, device, stream);
+  });
+}
+
+template <class Number>
+cudaError_t Launch<Number>::backward(const Rows<Number>& x, const Rows<Number>& grad, const Rows<Number>& x_grad,
+                                     const Number* factors, int log_n, const Run& run, int parts, Number* partial,
+                                     cudaStream_t stream) {
+  return launch_backward<Number>(x, RowsGradient<Number>{grad}, x_grad, factors, log_n, run, parts, partial, stream);
+}
+
+template <class Number>
+cudaError_t Launch<Number>::sum(const Number* partial, Number* total, std::int64_t chunks, std::int64_t numbers,
+                                cudaStream_t stream) {
+  const std::int64_t blocks = std::min<std::int64_t>((numbers + 127) / 128, 4096);
+  sum_kernel<<<unsigned(blocks), 128, 0, stream>>>(partial, total, chunks, numbers);
+  return cudaGetLastError();
+}
+
+}  // namespace kaleido_cuda

@@ -1,0 +1,3 @@
+#include "kernels.cuh"
+
+template struct kaleido_cuda::Launch<float>;

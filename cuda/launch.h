@@ -1,0 +1,77 @@
+// What ops.cu asks of the files with the kernels, one of them for each type of number.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "plan.h"
+#include "spectrum.h"
+
+namespace kaleido_cuda {
+
+// Of the GPU that is in use.
+struct Device {
+  int processors;            // streaming multiprocessors
+  std::int64_t block_bytes;  // most shared memory of a block
+  std::int64_t all_bytes;    // shared memory of a multiprocessor
+  int cluster;               // most blocks of a cluster; 1 without clusters
+};
+
+template <class Number>
+struct PowerArgs {
+  Frames<Number> frames;
+  PowerSink<Number> sink;
+};
+
+template <class Number>
+struct Launch {
+  static cudaError_t multiply(const Rows<Number>& x, const Rows<Number>& y, const Number* factors, int log_n,
+                              const Pass& pass, const Device& device, cudaStream_t stream);
+  static cudaError_t backward(const Rows<Number>& x, const Rows<Number>& grad, const Rows<Number>& x_grad,
+                              const Number* factors, int log_n, const Run& run, int parts, Number* partial,
+                              cudaStream_t stream);
+  static cudaError_t sum(const Number* partial, Number* total, std::int64_t chunks, std::int64_t numbers,
+                         cudaStream_t stream);
+};
+
+// Power spectra, for complex numbers.
+template <class Number>
+struct LaunchPower {
+  using Real = RealOf<Number>;
+  static cudaError_t power(const Frames<Number>& frames, const PowerSink<Number>& sink, const Number* factors,
+                           int log_n, const Pass& pass, const Device& device, cudaStream_t stream);
+  // The first of several passes over frames, and runs of the backward pipeline at its ends.
+  static cudaError_t multiply_frames(const Frames<Number>& frames, const Rows<Number>& y, const Number* factors,
+                                     int log_n, const Pass& pass, const Device& device, cudaStream_t stream);
+  static cudaError_t backward_all(const Frames<Number>& frames, const PowerGradient<Number>& grad,
+                                  const Rows<Number>& x_grad, const Number* factors, int log_n, const Run& run,
+                                  int parts, Number* partial, cudaStream_t stream);
+  static cudaError_t backward_first(const Frames<Number>& frames, const Rows<Number>& grad,
+                                    const Rows<Number>& x_grad, const Number* factors, int log_n, const Run& run,
+                                    int parts, Number* partial, cudaStream_t stream);
+  static cudaError_t backward_last(const Rows<Number>& x, const PowerGradient<Number>& grad,
+                                   const Rows<Number>& x_grad, const Number* factors, int log_n, const Run& run,
+                                   int parts, Number* partial, cudaStream_t stream);
+  static cudaError_t link(const std::int64_t* rows, int n_rows, int n, int* head, int* next, cudaStream_t stream);
+  static cudaError_t overlap(const Frames<Number>& frames, const Real* frames_grad, std::int64_t items,
+                             Real* waveform_grad, cudaStream_t stream);
+  // Sums over chunks of frames; `partial` holds (window_chunks(count), length).
+  static cudaError_t window(const Frames<Number>& frames, const Real* frames_grad, Real* partial, Real* window_grad,
+                            cudaStream_t stream);
+};
+
+constexpr std::int64_t kFramesOfChunk = 256;
+inline std::int64_t window_chunks(std::int64_t count) { return (count + kFramesOfChunk - 1) / kFramesOfChunk; }
+
+// Clusters that work on one place in the vector: as many as the GPU holds at once, at most one for each tile.
+inline int backward_parts(const Run& run, std::int64_t tile_rows, int max_threads, int element_bytes,
+                          const Device& device) {
+  const int threads = run.groups_per_block * run.threads_per_group;
+  const std::int64_t bytes = std::max<std::int64_t>(run.shared_numbers * element_bytes, 1024);
+  const std::int64_t blocks_of_processor =
+      std::max<std::int64_t>(1, std::min<std::int64_t>(max_threads / threads, device.all_bytes / (bytes + 1024)));
+  const std::int64_t clusters = std::max<std::int64_t>(1, device.processors * blocks_of_processor / run.blocks);
+  const std::int64_t parts = clusters / run.map.tiles_per_vector();
+  return int(std::max<std::int64_t>(1, std::min(parts, tile_rows)));
+}
+
+}  // namespace kaleido_cuda
