@@ -53,44 +53,67 @@ template <class Number, class Source, class Gradient, class Sink, class Block>
 struct GroupThread {
   static constexpr int kStages = stages_of_group<Number>();
   static constexpr int kElements = 1 << kStages;
+  static constexpr int kBytes = sizeof(Number);
   using Args = BackwardArgs<Number, Source, Gradient, Sink>;
 
   const Args& args;
   Block& block;
-  const Group group;
   const int k, t, tile, part;
   Number diagonal[kStages][kElements], off_diagonal[kStages][kElements];
   Number diagonal_grad[kStages][kElements], off_diagonal_grad[kStages][kElements];
 
   KALEIDO_DEVICE GroupThread(const Args& args, Block& block, int k, int t)
-      : args(args), block(block), group(args.groups[k]), k(k), t(t),
+      : args(args), block(block), k(k), t(t),
         tile(block.index() / block.cluster_size() % args.map.tiles_per_vector()),
         part(block.index() / block.cluster_size() / args.map.tiles_per_vector()) {}
 
-  KALEIDO_DEVICE int local(int e) const { return window_index<kStages>(t, e, group.position); }
-  KALEIDO_DEVICE int place(int e) const { return swizzle<int(sizeof(Number))>(local(e)); }
-  KALEIDO_DEVICE int index(int e) const { return args.map.index(tile, local(e)); }
+  // Read and computed anew each time: kept, they would take the registers of the coefficients.
+  KALEIDO_DEVICE const Group& group() const { return args.groups[forgotten(k)]; }
+  // Local indices of elements: bits of an element's number stand for bits of its index, in falling order where strides
+  // increase, so that stage s always combines elements that differ in bit kStages - 1 - s.
+  struct Places {
+    int start, steps[kStages];
+    KALEIDO_DEVICE int operator()(int e) const {
+      int place = start;
+      KALEIDO_UNROLL
+      for (int b = 0; b < kStages; ++b)
+        if (e >> b & 1) place ^= steps[b];
+      return place;
+    }
+  };
+  KALEIDO_DEVICE Places locals() const {
+    const Group& own = group();
+    Places places{window_index<kStages>(forgotten(t), 0, own.position), {}};
+    KALEIDO_UNROLL
+    for (int b = 0; b < kStages; ++b) places.steps[b] = 1 << (own.position + (own.up ? kStages - 1 - b : b));
+    return places;
+  }
+  // In shared memory: a swizzle of bits is that of some of them XOR that of the others.
+  KALEIDO_DEVICE Places swizzled() const {
+    Places places = locals();
+    places.start = swizzle<kBytes>(places.start);
+    KALEIDO_UNROLL
+    for (int b = 0; b < kStages; ++b) places.steps[b] = swizzle<kBytes>(places.steps[b]);
+    return places;
+  }
   KALEIDO_DEVICE int tile_size() const { return 1 << args.map.local_bits; }
 
-  // Stage s of the direction combines registers 2^stage_bit apart.
-  template <bool kUp>
-  static constexpr KALEIDO_EVERYWHERE int stage_bit(int s) {
-    return kUp ? s : kStages - 1 - s;
+  static constexpr KALEIDO_EVERYWHERE int stage_bit(int s) { return kStages - 1 - s; }
+  // Index bit of stage s, less map.low; windows may reach beyond the bits that the group is for.
+  KALEIDO_DEVICE int active_bit(int s) const {
+    return group().position + (group().up ? s : kStages - 1 - s) - args.map.column_bits;
   }
-  // Its number among the stages of the product.
+  // Number of stage s among those of the product.
   KALEIDO_DEVICE int number(int s) const {
-    const int bit = group.position + (group.up ? s : kStages - 1 - s) - args.map.column_bits + args.map.low;
-    return args.stages.number(group.first / args.stages.log_n, bit);
+    return args.stages.number(group().first / args.stages.log_n, active_bit(s) + args.map.low);
   }
-  // Windows may reach beyond the bits that the group is for.
   KALEIDO_DEVICE bool has_stage(int s) const {
-    const int bit = group.position + (group.up ? s : kStages - 1 - s) - args.map.column_bits;
-    if (bit < 0 || bit >= args.map.active_bits) return false;
-    const int n = number(s);
-    return group.first <= n && n < group.last;
+    const int bit = active_bit(s), n = number(s);
+    return 0 <= bit && bit < args.map.active_bits && group().first <= n && n < group().last;
   }
 
   KALEIDO_DEVICE void load_coefficients() {
+    const Places local = locals();
     KALEIDO_UNROLL
     for (int s = 0; s < kStages; ++s) {
       const bool present = has_stage(s);
@@ -99,8 +122,9 @@ struct GroupThread {
         diagonal[s][e] = from_real<Number>(1);
         off_diagonal[s][e] = diagonal_grad[s][e] = off_diagonal_grad[s][e] = from_real<Number>(0);
         if (present) {
-          diagonal[s][e] = args.stages.diagonal(number(s))[index(e)];
-          off_diagonal[s][e] = args.stages.off_diagonal(number(s))[index(e)];
+          const Number* from = args.stages.diagonal(number(s)) + args.map.index(tile, local(e));
+          diagonal[s][e] = from[0];
+          off_diagonal[s][e] = from[1 << args.stages.log_n];
         }
       }
     }
@@ -108,6 +132,7 @@ struct GroupThread {
 
   KALEIDO_DEVICE void store_gradients() {
     if (args.partial == nullptr) return;
+    const Places local = locals();
     KALEIDO_UNROLL
     for (int s = 0; s < kStages; ++s) {
       if (!has_stage(s)) continue;
@@ -116,25 +141,24 @@ struct GroupThread {
       for (int e = 0; e < kElements; ++e) {
         const std::int64_t chunk = std::int64_t(part) * args.map.vectors_per_tile() + args.map.vector(local(e));
         Number* to = args.partial + ((chunk * n_stages + number(s) - args.stages.first) * 2 << args.stages.log_n);
-        to[index(e)] = diagonal_grad[s][e];
-        to[index(e) + (1 << args.stages.log_n)] = off_diagonal_grad[s][e];
+        to += args.map.index(tile, local(e));
+        to[0] = diagonal_grad[s][e];
+        to[1 << args.stages.log_n] = off_diagonal_grad[s][e];
       }
     }
   }
 
-  template <bool kUp>
   KALEIDO_DEVICE void run_stage(int s, const Number* x, Number* y) const {
     KALEIDO_UNROLL
     for (int e = 0; e < kElements; ++e)
-      y[e] = multiply_add(diagonal[s][e], x[e], multiply(off_diagonal[s][e], x[e ^ 1 << stage_bit<kUp>(s)]));
+      y[e] = multiply_add(diagonal[s][e], x[e], multiply(off_diagonal[s][e], x[e ^ 1 << stage_bit(s)]));
   }
 
-  template <bool kUp>
   KALEIDO_DEVICE void forward(Number* x) const {
     KALEIDO_UNROLL
     for (int s = 0; s < kStages; ++s) {
       Number y[kElements];
-      run_stage<kUp>(s, x, y);
+      run_stage(s, x, y);
       KALEIDO_UNROLL
       for (int e = 0; e < kElements; ++e) x[e] = y[e];
     }
@@ -142,65 +166,70 @@ struct GroupThread {
 
   // From the group's input and the gradient of its output to that of its input. What `grad` holds may still need the
   // output (`Gradient::kNeedsOutput`).
-  template <bool kUp>
   KALEIDO_DEVICE void backward(const Number* x, Number* grad, bool is_last) {
     Number inputs[kStages][kElements];
     KALEIDO_UNROLL
     for (int e = 0; e < kElements; ++e) inputs[0][e] = x[e];
     KALEIDO_UNROLL
-    for (int s = 0; s + 1 < kStages; ++s) run_stage<kUp>(s, inputs[s], inputs[s + 1]);
+    for (int s = 0; s + 1 < kStages; ++s) run_stage(s, inputs[s], inputs[s + 1]);
     if constexpr (Gradient::kNeedsOutput) {
       if (is_last) {
         Number output[kElements];
-        run_stage<kUp>(kStages - 1, inputs[kStages - 1], output);
+        run_stage(kStages - 1, inputs[kStages - 1], output);
         KALEIDO_UNROLL
         for (int e = 0; e < kElements; ++e) grad[e] = args.grad.from_output(grad[e], output[e]);
       }
     }
     KALEIDO_UNROLL
     for (int s = kStages - 1; s >= 0; --s) {
-      const int partner = 1 << stage_bit<kUp>(s);
-      Number before[kElements];
+      const int bit = stage_bit(s);
       KALEIDO_UNROLL
-      for (int e = 0; e < kElements; ++e) {
-        diagonal_grad[s][e] = multiply_add(grad[e], conjugate(inputs[s][e]), diagonal_grad[s][e]);
-        off_diagonal_grad[s][e] = multiply_add(grad[e], conjugate(inputs[s][e ^ partner]), off_diagonal_grad[s][e]);
-        before[e] = multiply_add(conjugate(diagonal[s][e]), grad[e],
-                                 multiply(conjugate(off_diagonal[s][e ^ partner]), grad[e ^ partner]));
+      for (int pair = 0; pair < kElements / 2; ++pair) {
+        const int a = first_of_pair(pair, bit), b = a | 1 << bit;
+        const Number xa = conjugate(inputs[s][a]), xb = conjugate(inputs[s][b]), ga = grad[a], gb = grad[b];
+        diagonal_grad[s][a] = multiply_add(ga, xa, diagonal_grad[s][a]);
+        diagonal_grad[s][b] = multiply_add(gb, xb, diagonal_grad[s][b]);
+        off_diagonal_grad[s][a] = multiply_add(ga, xb, off_diagonal_grad[s][a]);
+        off_diagonal_grad[s][b] = multiply_add(gb, xa, off_diagonal_grad[s][b]);
+        grad[a] = multiply_add(conjugate(diagonal[s][a]), ga, multiply(conjugate(off_diagonal[s][b]), gb));
+        grad[b] = multiply_add(conjugate(diagonal[s][b]), gb, multiply(conjugate(off_diagonal[s][a]), ga));
       }
-      KALEIDO_UNROLL
-      for (int e = 0; e < kElements; ++e) grad[e] = before[e];
     }
   }
 
   // Element e of tile number j of this part, as f(open(vector), index, e).
   template <class Open, class F>
-  KALEIDO_DEVICE void for_each(std::int64_t j, const Open& open, F&& f) const {
-    const std::int64_t first = (part + j * args.parts) * args.map.vectors_per_tile();
+  KALEIDO_DEVICE void for_each(int j, const Open& open, F&& f) const {
+    const std::int64_t first = (part + std::int64_t(j) * args.parts) * args.map.vectors_per_tile();
+    const Places local = locals();
     KALEIDO_UNROLL
-    for (int e = 0; e < kElements; ++e) f(open(first + args.map.vector(local(e))), index(e), e);
+    for (int e = 0; e < kElements; ++e)
+      f(open(first + args.map.vector(local(e))), args.map.index(tile, local(e)), e);
   }
-  KALEIDO_DEVICE void load_x(std::int64_t j, Number* x) const {
+  KALEIDO_DEVICE void load_x(int j, Number* x) const {
     args.x.visit([&](auto open) { for_each(j, open, [&](auto vector, int i, int e) { x[e] = vector(i); }); });
   }
-  KALEIDO_DEVICE void load_grad(std::int64_t j, Number* grad) const {
+  KALEIDO_DEVICE void load_grad(int j, Number* grad) const {
     args.grad.visit([&](auto open) { for_each(j, open, [&](auto vector, int i, int e) { grad[e] = vector(i); }); });
   }
 
   // Ring of tiles in the shared memory of the block that does group `of`.
-  KALEIDO_DEVICE Number* ring(int of, int offset, std::int64_t slot) const {
+  KALEIDO_DEVICE Number* ring(int of, int offset, int slot) const {
     Number* mine = reinterpret_cast<Number*>(block.shared()) + offset + slot * tile_size();
     return block.of_rank(mine, of / args.groups_per_block);
   }
-  KALEIDO_DEVICE Number* x_tile(int of, std::int64_t j) const {
+  KALEIDO_DEVICE Number* x_tile(int of, int j) const {
     return ring(of, args.groups[of].x_offset, j % args.groups[of].x_depth);
   }
-  KALEIDO_DEVICE Number* grad_tile(int of, std::int64_t j) const { return ring(of, args.groups[of].grad_offset, j % 2); }
+  KALEIDO_DEVICE Number* grad_tile(int of, int j) const { return ring(of, args.groups[of].grad_offset, j % 2); }
+  // A swizzle of bits is that of some of them XOR that of the others.
   KALEIDO_DEVICE void get(const Number* from, Number* x) const {
+    const Places place = swizzled();
     KALEIDO_UNROLL
     for (int e = 0; e < kElements; ++e) x[e] = from[place(e)];
   }
   KALEIDO_DEVICE void put(Number* to, const Number* x) const {
+    const Places place = swizzled();
     KALEIDO_UNROLL
     for (int e = 0; e < kElements; ++e) to[place(e)] = x[e];
   }
@@ -222,7 +251,7 @@ KALEIDO_DEVICE void backward_tiles(const BackwardArgs<Number, Source, Gradient, 
   const bool idle = k >= args.n_groups || block.thread() >= args.groups_per_block * args.threads_per_group;
   Thread thread(args, block, idle ? 0 : k, block.thread() % args.threads_per_group);
   thread.load_coefficients();
-  const std::int64_t tiles = (args.tile_rows - thread.part + args.parts - 1) / args.parts;  // of this part
+  const int tiles = int((args.tile_rows - thread.part + args.parts - 1) / args.parts);  // of this part
   const int n_groups = args.n_groups;
   const bool is_first = k == 0, is_last = k == n_groups - 1;
   // What comes from the GPU's memory is asked for a step ahead.
@@ -231,8 +260,8 @@ KALEIDO_DEVICE void backward_tiles(const BackwardArgs<Number, Source, Gradient, 
     if (is_first && !is_last) thread.load_x(0, ahead);
     if (is_last) thread.load_grad(0, ahead);
   }
-  for (std::int64_t step = 0; step < tiles + 2 * n_groups - 2; ++step) {
-    const std::int64_t onward = step - k, back = step - (2 * n_groups - 2 - k);
+  for (int step = 0; step < tiles + 2 * n_groups - 2; ++step) {
+    const int onward = step - k, back = step - (2 * n_groups - 2 - k);
     if (!idle && !is_last && 0 <= onward && onward < tiles) {
       Number x[Thread::kElements];
       if (is_first) {
@@ -242,10 +271,7 @@ KALEIDO_DEVICE void backward_tiles(const BackwardArgs<Number, Source, Gradient, 
       } else {
         thread.get(thread.x_tile(k, onward), x);
       }
-      if (thread.group.up)
-        thread.template forward<true>(x);
-      else
-        thread.template forward<false>(x);
+      thread.forward(x);
       thread.put(thread.x_tile(k + 1, onward), x);
     }
     if (!idle && 0 <= back && back < tiles) {
@@ -261,10 +287,7 @@ KALEIDO_DEVICE void backward_tiles(const BackwardArgs<Number, Source, Gradient, 
       } else {
         thread.get(thread.grad_tile(k, back), grad);
       }
-      if (thread.group.up)
-        thread.template backward<true>(x, grad, is_last);
-      else
-        thread.template backward<false>(x, grad, is_last);
+      thread.backward(x, grad, is_last);
       if (is_first)
         args.x_grad.store(thread, back, grad);
       else
@@ -317,7 +340,7 @@ template <class Number>
 struct RowsGradientSink {
   Rows<Number> rows;  // data is null if it is not
   template <class Thread>
-  KALEIDO_DEVICE void store(const Thread& thread, std::int64_t j, const Number* grad) const {
+  KALEIDO_DEVICE void store(const Thread& thread, int j, const Number* grad) const {
     if (rows.data == nullptr) return;
     rows.visit_writer(
         [&](auto open) { thread.for_each(j, open, [&](auto vector, int i, int e) { vector(i, grad[e]); }); });

@@ -6,13 +6,14 @@
 
 namespace kaleido_cuda {
 
-template <class Number, class Tile>
+// That the registers of the vectors leave room for; coefficients that come in turns take registers too.
+template <class Number, class Tile, bool kResident>
 constexpr int blocks_of_processor() {
-  return rows_of_warp<Number, Tile>() * Tile::kRegisters * sizeof(Number) <= 256 ? 2 : 1;
+  return kResident && rows_of_warp<Number, Tile>() * Tile::kRegisters * sizeof(Number) <= 256 ? 2 : 1;
 }
 
 template <class Number, class Tile, bool kResident, class Source, class Sink>
-__global__ void __launch_bounds__(kMultiplyThreads, (blocks_of_processor<Number, Tile>()))
+__global__ void __launch_bounds__(kMultiplyThreads, (blocks_of_processor<Number, Tile, kResident>()))
     multiply_kernel(const __grid_constant__ MultiplyArgs<Number, Source, Sink> args) {
   Block block;
   multiply_tiles<Number, Tile, kResident>(args, block);
@@ -50,18 +51,20 @@ cudaError_t launch_tiles(const Source& source, const Sink& sink, std::int64_t si
   const int capacity = int(std::max<std::int64_t>(1, std::min<std::int64_t>(total, room)));
   const std::int64_t bytes = sink_bytes + std::int64_t(capacity) * Units::kBytes;
 
+  const bool resident = capacity == total;
+
   const std::int64_t warps = kMultiplyThreads / kLanes, rows = rows_of_warp<Number, Tile>() * warps;
   const std::int64_t useful = (tile_rows + rows - 1) / rows;
-  const std::int64_t resident =
-      device.processors * std::max<std::int64_t>(1, std::min<std::int64_t>(blocks_of_processor<Number, Tile>(),
-                                                                           device.all_bytes / (bytes + 1024)));
+  const std::int64_t most = resident ? blocks_of_processor<Number, Tile, true>() : 1;
+  const std::int64_t blocks =
+      device.processors * std::max<std::int64_t>(1, std::min(most, device.all_bytes / (bytes + 1024)));
   const std::int64_t tiles = map.tiles_per_vector();
-  const std::int64_t parts = std::max<std::int64_t>(1, std::min(useful, resident / tiles));
+  const std::int64_t parts = std::max<std::int64_t>(1, std::min(useful, blocks / tiles));
 
   const MultiplyArgs<Number, Source, Sink> args{source, sink,      {factors, log_n, pass.first, pass.last},
                                                 map,    tile_rows, capacity,
                                                 int(sink_bytes)};
-  const auto kernel = capacity == total ? multiply_kernel<Number, Tile, true, Source, Sink>
+  const auto kernel = resident ? multiply_kernel<Number, Tile, true, Source, Sink>
                                         : multiply_kernel<Number, Tile, false, Source, Sink>;
   if (const cudaError_t error = allow_shared(kernel, bytes)) return error;
   kernel<<<unsigned(tiles * parts), kMultiplyThreads, std::size_t(bytes), stream>>>(args);
@@ -73,6 +76,7 @@ template <class Number, class F>
 cudaError_t with_tile(int bits, F&& f) {
   switch (bits) {
     case 2: return f(ConsecutiveTile<2>{});
+    case 3: return f(ConsecutiveTile<3>{});
     case 4: return f(ConsecutiveTile<4>{});
     case 5: return f(ConsecutiveTile<5>{});
     case 6:

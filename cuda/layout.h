@@ -14,6 +14,8 @@ KALEIDO_EVERYWHERE constexpr int rotate_right(int value, int by, int bits) {
   return ((value >> by) | (value << (bits - by))) & ((1 << bits) - 1);
 }
 
+constexpr int kSmallestTileBits = 2;
+
 // A run of 2^(kBits + 5) neighbouring elements, 2^kBits of them in the registers of each lane.
 //
 // A stage of stride 2^b combines elements whose indices differ in bit b, so that bit has to number registers. High
@@ -33,6 +35,7 @@ struct ConsecutiveTile {
   static constexpr int kBits = kBits_;
   static constexpr int kStageBits = kBits + kLaneBits;
   static constexpr int kRegisters = 1 << kBits;
+  static constexpr bool kSeveral = kBits == kSmallestTileBits;  // a tile may hold several short vectors
 
   // The lowest index bit in registers while the stage of stride 2^b is computed.
   static constexpr KALEIDO_EVERYWHERE int lowest(int b) { return b < kLaneBits ? b : kLaneBits; }
@@ -58,6 +61,7 @@ struct StridedTile {
   static constexpr int kBits = kBits_;
   static constexpr int kStageBits = kBits;
   static constexpr int kRegisters = 1 << kBits;
+  static constexpr bool kSeveral = false;
 
   static constexpr KALEIDO_EVERYWHERE int lowest(int) { return 0; }
   static constexpr KALEIDO_EVERYWHERE int register_bit(int b) { return b; }

@@ -182,18 +182,7 @@ struct WarpVectors {
   // f(open(vector), index, value&) for every element in memory order, `first` the first of the warp's tiles.
   template <class Open, class F>
   KALEIDO_DEVICE void for_each(const TileMap& map, int tile, std::int64_t first, int lane, const Open& open, F&& f) {
-    // Not the indices of the last time: kept through all the stages, they would take the registers of the vectors.
-    lane = forgotten(lane);
-    const int start = map.index(tile, Tile::memory_element(lane, 0));
-    if (map.vectors_per_tile() == 1) {
-      const int step = map.column_bits ? 1 << map.low : kLanes;
-      KALEIDO_UNROLL
-      for (int row = 0; row < kRows; ++row) {
-        const auto vector = open(first + row);
-        KALEIDO_UNROLL
-        for (int h = 0; h < kRegisters; ++h) f(vector, start + h * step, x[row][h]);
-      }
-    } else {
+    if constexpr (Tile::kSeveral) {
       const std::int64_t vectors = map.vectors_per_tile();
       KALEIDO_UNROLL
       for (int row = 0; row < kRows; ++row)
@@ -201,6 +190,16 @@ struct WarpVectors {
       for (int h = 0; h < kRegisters; ++h) {
         const int local = Tile::memory_element(lane, h);
         f(open((first + row) * vectors + map.vector(local)), map.index(tile, local), x[row][h]);
+      }
+    } else {
+      // Not the index of the last time: kept through all the stages, it would take the registers of the vectors.
+      const int start = map.index(tile, Tile::memory_element(forgotten(lane), 0));
+      const int step = map.column_bits ? 1 << map.low : kLanes;
+      KALEIDO_UNROLL
+      for (int row = 0; row < kRows; ++row) {
+        const auto vector = open(first + row);
+        KALEIDO_UNROLL
+        for (int h = 0; h < kRegisters; ++h) f(vector, start + h * step, x[row][h]);
       }
     }
   }

@@ -28,7 +28,7 @@ constexpr int kStridedBits = 4;
 // kBits of ConsecutiveTile that there are kernels for; the largest by the size of a number.
 inline int tile_bits(int log_n, int element_bytes) {
   const int most = element_bytes == 16 ? 5 : 6;
-  for (int bits : {2, 4, 5, 6})
+  for (int bits : {kSmallestTileBits, 3, 4, 5, 6})
     if (bits == most || bits + kLaneBits >= log_n) return bits;
   return most;
 }

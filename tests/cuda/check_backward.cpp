@@ -36,6 +36,7 @@ std::vector<Number> forward(const std::vector<Number>& factors, int log_n, int f
     };
     if (pass.strided) run(StridedTile<kStridedBits>{});
     else if (pass.bits == 2) run(ConsecutiveTile<2>{});
+    else if (pass.bits == 3) run(ConsecutiveTile<3>{});
     else if (pass.bits == 4) run(ConsecutiveTile<4>{});
     else if (pass.bits == 5) run(ConsecutiveTile<5>{});
     else run(ConsecutiveTile<6>{});

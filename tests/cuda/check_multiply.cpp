@@ -45,7 +45,7 @@ void check_number() {
     for (int log_n : {1, 2, 5, 6, 7})
       check<Number, ConsecutiveTile<2>>(log_n, 3, 0, 3 * log_n, 0, 1000 >> log_n, 1 << log_n, 1 << log_n, 100, 2, seed);
     check<Number, ConsecutiveTile<4>>(9, 2, 0, 18, 0, 9, 500, 300, 18, 2, seed);
-    check<Number, ConsecutiveTile<4>>(8, 1, 0, 8, 0, 9, 256, 256, 3, 1, seed);  // coefficients in turns
+    check<Number, ConsecutiveTile<3>>(8, 1, 0, 8, 0, 9, 256, 256, 3, 1, seed);  // coefficients in turns
     check<Number, ConsecutiveTile<4>>(9, 4, 7, 31, 0, 3, 512, 512, 10, 1, seed);  // a range of stages
     check<Number, ConsecutiveTile<4>>(9, 2, 12, 16, 0, 3, 512, 512, 10, 1, seed);
     check<Number, ConsecutiveTile<5>>(10, 2, 0, 20, 0, 3, 1024, 1024, 20, 1, seed);
