@@ -1,0 +1,1 @@
+"""German to English: Transformer and DynamicConv, dense or with K-matrices in their linear layers."""
