@@ -1,0 +1,351 @@
+"""Parallel text in a prepared folder: sentences, Moses tokens, subwords, batches.
+
+A prepared folder holds ``train``, ``valid`` and ``test``, each as ``.de`` and ``.en`` (text as it was, a sentence a
+line) and as ``.tok.de`` and ``.tok.en`` (Moses tokens, lower-cased); ``bpe.de.json`` and ``bpe.en.json``; and
+``dataset.json``, which says what it is. `write_data` makes it and `load_data` reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+
+from recipes.timit.corpus import CorpusError
+from recipes.translation.model import EOS, PAD, UNK
+
+SPLITS = ("train", "valid", "test")
+LANGUAGES = ("de", "en")
+_SPECIAL = ("<pad>", "</s>", "<unk>")
+_SUFFIX = "</w>"
+
+Text = Mapping[str, tuple[Sequence[str], Sequence[str]]]
+"""By split: German sentences and the English ones, in the same order."""
+
+
+def moses_tokens(lines: Iterable[str], language: str) -> list[str]:
+    """Lower-cased Moses tokens, with spaces between them.
+
+    >>> moses_tokens(["Don't (stop)."], "en")
+    ["don 't ( stop ) ."]
+    """
+    from sacremoses import MosesTokenizer
+
+    tokenizer = MosesTokenizer(lang=language)
+    return [tokenizer.tokenize(line, return_str=True, escape=False).lower() for line in lines]
+
+
+def detokenized(lines: Iterable[str], language: str = "en") -> list[str]:
+    """Text of Moses tokens.
+
+    >>> detokenized(["don 't ( stop ) ."])
+    ["don't (stop)."]
+    """
+    from sacremoses import MosesDetokenizer
+
+    detokenizer = MosesDetokenizer(lang=language)
+    return [detokenizer.detokenize(line.split(), unescape=False) for line in lines]
+
+
+class Vocabulary:
+    """Subwords of one language: byte-pair encoding within tokens, and those of its symbols that occur in train.
+
+    Args:
+        tokenizer: the encoding, which may be shared with the other language.
+        kept: ids of the encoding that this language uses, in the order of its own ids, which begin after the
+            special ones.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, kept: Sequence[int]) -> None:
+        self.tokenizer = tokenizer
+        self.kept = list(kept)
+        self._own = np.full(tokenizer.get_vocab_size(), UNK)
+        self._own[self.kept] = np.arange(len(self.kept)) + len(_SPECIAL)
+
+    def __len__(self) -> int:
+        return len(_SPECIAL) + len(self.kept)
+
+    def encode(self, lines: Sequence[str]) -> list[np.ndarray]:
+        """Ids of lines of tokens, each with `EOS` at its end."""
+        encoded = self.tokenizer.encode_batch(list(lines))
+        return [np.append(self._own[np.array(e.ids, dtype=np.int64)], EOS) for e in encoded]
+
+    def decode(self, ids: Iterable[Sequence[int]]) -> list[str]:
+        """Lines of tokens; padding and everything from `EOS` on is left out."""
+        lines = []
+        for sentence in ids:
+            symbols = []
+            for i in sentence:
+                if i == EOS:
+                    break
+                if i != PAD:
+                    symbols.append(self._symbol(int(i)))
+            lines.append("".join(symbols).replace(_SUFFIX, " ").strip())
+        return lines
+
+    def _symbol(self, i: int) -> str:
+        first = len(_SPECIAL)
+        return str(self.tokenizer.id_to_token(self.kept[i - first])) if i >= first else _SPECIAL[i] + _SUFFIX
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        content = {"kept": self.kept, "tokenizer": json.loads(self.tokenizer.to_str())}
+        path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Vocabulary:
+        """Read what `save` wrote."""
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return cls(Tokenizer.from_str(json.dumps(content["tokenizer"])), content["kept"])
+
+
+def learn_vocabularies(lines: Sequence[Sequence[str]], symbols: int, *, joint: bool) -> list[Vocabulary]:
+    """Byte-pair encodings of some languages.
+
+    Args:
+        lines: of tokens, for each language.
+        symbols: size of each encoding.
+        joint: one encoding for all languages, of which each keeps the symbols that occur in its lines.
+    """
+    if joint:
+        tokenizers = [_learn((line for part in lines for line in part), symbols=symbols)] * len(lines)
+    else:
+        tokenizers = [_learn(part, symbols=symbols) for part in lines]
+    vocabularies = []
+    for tokenizer, part in zip(tokenizers, lines, strict=True):
+        used: set[int] = set()
+        for encoded in tokenizer.encode_batch(list(part)):
+            used.update(encoded.ids)
+        used.discard(tokenizer.token_to_id("<unk>"))
+        vocabularies.append(Vocabulary(tokenizer, sorted(used)))
+    return vocabularies
+
+
+def _learn(lines: Iterable[str], *, symbols: int) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix=_SUFFIX))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.BPEDecoder(suffix=_SUFFIX)
+    trainer = trainers.BpeTrainer(
+        vocab_size=symbols, special_tokens=["<unk>"], end_of_word_suffix=_SUFFIX, show_progress=False
+    )
+    tokenizer.train_from_iterator(lines, trainer)
+    return tokenizer
+
+
+def check_free(out: Path, *, overwrite: bool) -> None:
+    """Raise `FileExistsError` where a folder is in the way."""
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists already: remove it, give another folder, or --overwrite it")
+
+
+def write_data(
+    out: Path,
+    text: Text,
+    about: Mapping[str, object],
+    *,
+    symbols: int,
+    joint: bool,
+    tokenized: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Tokenise parallel text, learn its subwords and write a prepared folder, as a whole or not at all.
+
+    Args:
+        out: the folder.
+        text: by split.
+        about: what ``dataset.json`` says; at least a ``"name"``.
+        symbols: of each byte-pair encoding.
+        joint: one encoding for both languages.
+        tokenized: the text already consists of Moses tokens; it is only lower-cased.
+        overwrite: replace the folder if it exists.
+        progress: show progress bars.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        FileExistsError: ``out`` exists.
+        CorpusError: splits without sentences or with unequal numbers of them.
+    """
+    check_free(out, overwrite=overwrite)
+    for split in SPLITS:
+        german, english = text[split]
+        if len(german) != len(english) or not german:
+            raise CorpusError(
+                f"{split}: expected as many German as English sentences, and some, got {len(german)} and {len(english)}"
+            )
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    jobs = [(split, i) for split in SPLITS for i in range(len(LANGUAGES))]
+    train: list[list[str]] = []
+    for split, i in track(jobs, "Tokenising", disable=not progress, transient=True):
+        lines = [" ".join(line.split()) for line in text[split][i]]
+        tokens = [line.lower() for line in lines] if tokenized else moses_tokens(lines, LANGUAGES[i])
+        if split == "train":
+            train.append(tokens)
+        plain = detokenized(lines, LANGUAGES[i]) if tokenized else lines
+        for name, content in ((f"{split}.{LANGUAGES[i]}", plain), (f"{split}.tok.{LANGUAGES[i]}", tokens)):
+            (partial / name).write_text("".join(f"{line}\n" for line in content), encoding="utf-8")
+    vocabularies = learn_vocabularies(train, symbols, joint=joint)
+    for language, vocabulary in zip(LANGUAGES, vocabularies, strict=True):
+        vocabulary.save(partial / f"bpe.{language}.json")
+    description = {
+        **about,
+        "pairs": {split: len(text[split][0]) for split in SPLITS},
+        "bpe": {"symbols": symbols, "joint": joint},
+        "vocabularies": {name: len(v) for name, v in zip(LANGUAGES, vocabularies, strict=True)},
+    }
+    (partial / "dataset.json").write_text(
+        json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    shutil.rmtree(out, ignore_errors=True)
+    return partial.rename(out)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """One split.
+
+    Attributes:
+        source, target: German and English subwords of every sentence, with `EOS` at the end.
+        tokens: lower-cased Moses tokens of the English sentences.
+        text: the English sentences as they were.
+    """
+
+    source: list[np.ndarray]
+    target: list[np.ndarray]
+    tokens: list[str]
+    text: list[str]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A prepared data set.
+
+    Attributes:
+        name: of the data set.
+        source, target: German and English vocabulary.
+        splits: by name.
+    """
+
+    name: str
+    source: Vocabulary
+    target: Vocabulary
+    splits: Mapping[str, Pairs]
+
+    @property
+    def title(self) -> str:
+        """The name, and whether it is IWSLT'14: what every table says about its numbers."""
+        return self.name if self.name == "IWSLT'14" else f"{self.name}, a stand-in and not IWSLT'14"
+
+    def summary(self) -> str:
+        """Name and sizes in one line."""
+        sizes = ", ".join(f"{len(pairs):,} in {split}" for split, pairs in self.splits.items())
+        return f"{self.title}: pairs: {sizes}; subwords: {len(self.source):,} German, {len(self.target):,} English"
+
+
+def load_data(root: Path) -> Data:
+    """Read a prepared folder.
+
+    Raises:
+        CorpusError: a file that is missing or does not fit the others; the message says what to do.
+    """
+    names = [f"{split}.{kind}" for split in SPLITS for kind in ("de", "en", "tok.de", "tok.en")]
+    missing = [n for n in ("dataset.json", "bpe.de.json", "bpe.en.json", *names) if not (root / n).is_file()]
+    if missing:
+        raise CorpusError(
+            f"{root / missing[0]} is missing: expected a folder that `python -m recipes.translation prepare` wrote"
+        )
+    about = json.loads((root / "dataset.json").read_text(encoding="utf-8"))
+    vocabularies = [Vocabulary.load(root / f"bpe.{language}.json") for language in LANGUAGES]
+    splits = {}
+    for split in SPLITS:
+        lines = {kind: read_lines(root / f"{split}.{kind}") for kind in ("en", "tok.de", "tok.en")}
+        sizes = {kind: len(part) for kind, part in lines.items()}
+        if set(sizes.values()) != {about["pairs"][split]}:
+            raise CorpusError(
+                f"{root}: expected {about['pairs'][split]} lines in every file of {split}, got {sizes}: prepare it anew"
+            )
+        encoded = [v.encode(lines[f"tok.{name}"]) for name, v in zip(LANGUAGES, vocabularies, strict=True)]
+        splits[split] = Pairs(encoded[0], encoded[1], lines["tok.en"], lines["en"])
+    return Data(about["name"], vocabularies[0], vocabularies[1], splits)
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a UTF-8 file; only line feeds end one.
+
+    Raises:
+        CorpusError: not UTF-8.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path} is no UTF-8 text ({error}): convert it, e.g. with iconv") from error
+    return [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+
+
+def batches(lengths: np.ndarray, tokens: int, seed: tuple[int, int] | None = None) -> list[np.ndarray]:
+    """Sentences of like length together: indices of every batch.
+
+    Args:
+        lengths: of every sentence, the longer side of a pair.
+        tokens: of a batch at most: its sentences times its longest one. A longer sentence is a batch by itself.
+        seed: of a random order of the batches, and of sentences of equal length; None sorts them by length.
+
+    >>> [batch.tolist() for batch in batches(np.array([3, 9, 4, 2]), 10)]
+    [[3, 0], [2], [1]]
+    """
+    generator = None if seed is None else np.random.default_rng(seed)
+    order = np.arange(len(lengths)) if generator is None else generator.permutation(len(lengths))
+    order = order[np.argsort(lengths[order], kind="stable")]
+    result, first = [], 0
+    for end in range(1, len(order) + 1):
+        if end == len(order) or lengths[order[end]] * (end + 1 - first) > tokens:
+            result.append(order[first:end])
+            first = end
+    if generator is not None:
+        return [result[i] for i in generator.permutation(len(result))]
+    return result
+
+
+def padded(sentences: Sequence[np.ndarray]) -> Tensor:
+    """Sentences ``(N, T)`` with `PAD` after their ends."""
+    longest = max(len(sentence) for sentence in sentences)
+    result = torch.full((len(sentences), longest), PAD)
+    for row, sentence in zip(result, sentences, strict=True):
+        row[: len(sentence)] = torch.from_numpy(sentence)
+    return result
+
+
+def endless_batches(
+    lengths: np.ndarray, tokens: int, seed: int, *, rank: int = 0, world: int = 1, skip: int = 0
+) -> Iterator[np.ndarray]:
+    """Batches of one of several processes, epoch after epoch, each in another order.
+
+    Args:
+        lengths, tokens: as `batches` takes them.
+        seed: of the orders.
+        rank, world: which of how many processes: of every ``world`` batches in turn, each gets one.
+        skip: batches of each process to leave out, which it had before an interruption.
+    """
+    place, epoch = skip * world + rank, 0
+    while True:
+        every = batches(lengths, tokens, (seed, epoch))
+        while place < len(every):
+            yield every[place]
+            place += world
+        place -= len(every)
+        epoch += 1
