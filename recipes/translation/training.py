@@ -1,0 +1,364 @@
+"""Training: label smoothing, inverse square root schedule, checkpoints, exact resume, one or several processes."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from kaleido_audio.nn import param_groups
+from recipes.timit.files import replace_text
+from recipes.translation.config import Config
+from recipes.translation.data import Data, Pairs, batches, endless_batches, padded
+from recipes.translation.model import EOS, PAD, Translator
+
+
+def smoothed_loss(logits: Tensor, target: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy with label smoothing and without, both summed over the subwords that are no padding.
+
+    Args:
+        logits: ``(N, T, vocabulary)``.
+        target: ``(N, T)``.
+        smoothing: share of the target that is spread evenly over the vocabulary.
+    """
+    flat, wanted = logits.flatten(0, 1), target.flatten()
+    plain = F.cross_entropy(flat, wanted, ignore_index=PAD, reduction="sum")
+    if not smoothing:
+        return plain, plain.detach()
+    smooth = F.cross_entropy(flat, wanted, ignore_index=PAD, reduction="sum", label_smoothing=smoothing)
+    return smooth, plain.detach()
+
+
+def learning_rate(update: int, config: Config) -> float:
+    """Of the update of that number, from 1: linear from 1e-7 to ``lr`` in ``warmup`` updates, then with 1/sqrt.
+
+    >>> config = Config(lr=1e-3, warmup=100)
+    >>> learning_rate(100, config), learning_rate(400, config)
+    (0.001, 0.0005)
+    """
+    if update < config.warmup:
+        return 1e-7 + (config.lr - 1e-7) * update / config.warmup
+    return config.lr * math.sqrt(config.warmup / update)
+
+
+def build(config: Config, data: Data) -> Translator:
+    """An untrained model; its initial weights depend on ``config.seed`` alone."""
+    torch.manual_seed(config.seed)
+    return Translator(config, len(data.source), len(data.target))
+
+
+def shifted(target: Tensor) -> Tensor:
+    """What the decoder sees: `EOS`, then all but the last."""
+    return torch.cat([torch.full_like(target[:, :1], EOS), target[:, :-1]], dim=1)
+
+
+def fitting(pairs: Pairs, max_length: int) -> np.ndarray:
+    """Indices of pairs with neither side longer than that.
+
+    Raises:
+        ValueError: none fits.
+    """
+    kept = np.flatnonzero(lengths(pairs) <= max_length)
+    if not len(kept):
+        raise ValueError(f"all pairs of train are longer than max_length = {max_length} subwords")
+    return kept
+
+
+def lengths(pairs: Pairs) -> np.ndarray:
+    """The longer side of every pair."""
+    sides = ([len(sentence) for sentence in side] for side in (pairs.source, pairs.target))
+    return np.maximum(*map(np.array, sides))
+
+
+class Processes:
+    """This process among those of a training: by itself, or one that torchrun started.
+
+    Args:
+        accelerator: ``"cpu"``, ``"gpu"`` or ``"auto"``.
+
+    Raises:
+        ValueError: a GPU is asked for and there is none.
+    """
+
+    def __init__(self, accelerator: str) -> None:
+        if accelerator == "gpu" and not torch.cuda.is_available():
+            raise ValueError(f"--accelerator gpu: torch {torch.__version__} finds no CUDA device on this machine")
+        gpu = accelerator != "cpu" and torch.cuda.is_available()
+        self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """The process group, for as long as the block lasts."""
+        if self.world == 1:
+            yield
+            return
+        dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+    def summed(self, *values: float) -> list[float]:
+        """Each number summed over all processes."""
+        if self.world == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return [float(value) for value in total.tolist()]
+
+
+class Trainer:
+    """One training.
+
+    Args:
+        config: of the run.
+        data: what it learns from.
+        run_dir: receives config.json, history.json and checkpoints/.
+        processes: this one among them all.
+    """
+
+    def __init__(self, config: Config, data: Data, run_dir: Path, processes: Processes) -> None:
+        self.config = config
+        self.data = data
+        self.run_dir = run_dir
+        self.processes = processes
+        self.model = build(config, data).to(processes.device)
+        self.parallel = DistributedDataParallel(self.model) if processes.world > 1 else self.model
+        groups = param_groups(
+            self.model, config.lr, k_lr_multiplier=config.k_lr_multiplier, weight_decay=config.weight_decay
+        )
+        # The multiplier of a group stays beside it: the schedule sets its rate at every update.
+        self.optimizer = torch.optim.Adam(groups, lr=config.lr, betas=(0.9, 0.98), eps=1e-8)
+        self.multipliers = [group["lr"] / config.lr for group in self.optimizer.param_groups]
+        self.update = 0
+        self.history: list[dict[str, float]] = []
+        self._kept = fitting(data.splits["train"], config.max_length)
+        self._resume()
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.run_dir / "checkpoints"
+
+    def fit(self, *, progress: bool = True, stop_at: int | None = None) -> None:
+        """Train until all updates are made, or until ``stop_at`` of them, as an interruption would."""
+        config, world = self.config, self.processes.world
+        stop_at = config.updates if stop_at is None else min(stop_at, config.updates)
+        train = self.data.splits["train"]
+        order = endless_batches(
+            lengths(train)[self._kept], config.batch_tokens, config.seed,
+            rank=self.processes.rank, world=world, skip=self.update * config.accumulate,
+        )  # fmt: skip
+        bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+            disable=not progress or self.processes.rank > 0,
+        )  # fmt: skip
+        sums, began = [0.0, 0.0], time.monotonic()
+        with bar:
+            task = bar.add_task("Updates", total=config.updates, completed=self.update, note=self._note())
+            while self.update < stop_at:
+                self.update += 1
+                loss, count = self._step([self._kept[next(order)] for _ in range(config.accumulate)])
+                sums = [sums[0] + loss, sums[1] + count]
+                if self.update % config.save_every == 0 or self.update == config.updates:
+                    self._record(sums, time.monotonic() - began)
+                    sums, began = [0.0, 0.0], time.monotonic()
+                bar.update(task, completed=self.update, note=self._note())
+
+    def _step(self, parts: Sequence[np.ndarray]) -> tuple[float, float]:
+        """One update; the loss of this process and its subwords."""
+        config, processes = self.config, self.processes
+        # Dropout depends on the update and the process alone, so that a resumed training repeats it.
+        torch.manual_seed((config.seed * 1_000_003 + self.update) * 4099 + processes.rank)
+        self.parallel.train()
+        pairs = self.data.splits["train"]
+        targets = [padded([pairs.target[i] for i in part]).to(processes.device) for part in parts]
+        count = float(sum(int((target != PAD).sum()) for target in targets))
+        every = processes.summed(count)[0]
+        total = 0.0
+        for number, (part, target) in enumerate(zip(parts, targets, strict=True)):
+            source = padded([pairs.source[i] for i in part]).to(processes.device)
+            with ExitStack() as stack:
+                if isinstance(self.parallel, DistributedDataParallel) and number + 1 < len(parts):
+                    stack.enter_context(self.parallel.no_sync())
+                smooth, plain = smoothed_loss(self.parallel(source, shifted(target)), target, config.label_smoothing)
+                # Gradients of processes are averaged; the mean over all their subwords is meant.
+                (smooth * (processes.world / every)).backward()
+            total += float(plain)
+        if config.clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        rate = learning_rate(self.update, config)
+        for group, multiplier in zip(self.optimizer.param_groups, self.multipliers, strict=True):
+            group["lr"] = rate * multiplier
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total, count
+
+    def _record(self, sums: Sequence[float], seconds: float) -> None:
+        """Loss on valid, a line of the history and a checkpoint."""
+        loss, count = self.processes.summed(*sums)
+        line = {
+            "update": self.update,
+            "train_loss": loss / count,
+            "valid_loss": self.validate(),
+            "lr": learning_rate(self.update, self.config),
+            "tokens": count,
+            "seconds": seconds,
+        }
+        self.history.append(line)
+        if self.processes.rank == 0:
+            self._save()
+        if self.processes.world > 1:
+            dist.barrier()
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Cross-entropy of a subword of valid, in nats, without label smoothing."""
+        pairs = self.data.splits["valid"]
+        self.model.eval()
+        total, count = 0.0, 0
+        for number, batch in enumerate(batches(lengths(pairs), self.config.batch_tokens)):
+            if number % self.processes.world == self.processes.rank:
+                source, target = (padded([side[i] for i in batch]) for side in (pairs.source, pairs.target))
+                source, target = source.to(self.processes.device), target.to(self.processes.device)
+                total += float(smoothed_loss(self.model(source, shifted(target)), target, 0.0)[0])
+                count += int((target != PAD).sum())
+        total, every = self.processes.summed(total, count)
+        return total / every
+
+    def _note(self) -> str:
+        return f"valid loss {self.history[-1]['valid_loss']:.3f}" if self.history else ""
+
+    def _save(self) -> None:
+        """A file of weights for the average; and the state from which the training resumes."""
+        weights = self.checkpoints / f"update-{self.update:07d}.pt"
+        _save_whole(self.model.state_dict(), weights)
+        state = {"update": self.update, "optimizer": self.optimizer.state_dict(), "history": self.history}
+        _save_whole(state | {"model": self.model.state_dict()}, self.checkpoints / "last.pt")
+        replace_text(self.run_dir / "history.json", json.dumps(self.history, indent=1) + "\n")
+        for old in weight_files(self.run_dir)[: -self.config.average]:
+            old.unlink()
+
+    def _resume(self) -> None:
+        path = self.checkpoints / "last.pt"
+        if path.exists():
+            state: dict[str, Any] = torch.load(path, map_location=self.processes.device, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.update, self.history = state["update"], state["history"]
+
+
+def train(
+    config: Config,
+    data: Data,
+    run_dir: Path,
+    *,
+    accelerator: str = "auto",
+    progress: bool = True,
+    stop_at: int | None = None,
+) -> bool:
+    """Train, or resume from the last checkpoint in ``run_dir``; `load_averaged` then gives the model.
+
+    Under torchrun, every process calls this and the batches are shared out.
+
+    Args:
+        config: of the run; must equal the one in ``run_dir`` if there is one.
+        data: what it learns from.
+        run_dir: receives config.json, history.json and checkpoints/.
+        accelerator: ``"cpu"``, ``"gpu"`` or ``"auto"``.
+        progress: show a progress bar.
+        stop_at: updates after which to stop, as an interruption would.
+
+    Returns:
+        whether this is the first, or only, process: the one that goes on to evaluate.
+
+    Raises:
+        ValueError: ``run_dir`` holds a run with another configuration, or another process trains in it.
+    """
+    processes = Processes(accelerator)
+    with ExitStack() as stack:
+        if processes.rank == 0:
+            stack.enter_context(sole_trainer(run_dir))
+            prepare_run_dir(config, data, run_dir)
+        stack.enter_context(processes.joined())
+        Trainer(config, data, run_dir, processes).fit(progress=progress, stop_at=stop_at)
+    return processes.rank == 0
+
+
+@contextmanager
+def sole_trainer(run_dir: Path) -> Iterator[None]:
+    """Keep a second training out of a run's folder; the lock goes with the process, however it ends.
+
+    Raises:
+        ValueError: another process trains in ``run_dir``.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is training in {run_dir}: wait for it, or stop it") from None
+        yield
+
+
+def prepare_run_dir(config: Config, data: Data, run_dir: Path) -> None:
+    """Create the folder of a run, or check that it belongs to the same one.
+
+    Raises:
+        ValueError: it holds a run with another configuration or other data.
+    """
+    path, about = run_dir / "config.json", run_dir / "data.json"
+    mine = json.dumps({"name": data.name, "summary": data.summary()}, indent=1) + "\n"
+    same = not path.exists() or (asdict(Config.load(path)) == asdict(config) and about.read_text() == mine)
+    if not same:
+        raise ValueError(f"{path} belongs to a run with another configuration or other data: give another folder, "
+                         "or remove this one")  # fmt: skip
+    (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    replace_text(about, mine)
+    config.save(path)
+
+
+def weight_files(run_dir: Path) -> list[Path]:
+    """Weights of the last checkpoints, oldest first."""
+    return sorted((run_dir / "checkpoints").glob("update-*.pt"))
+
+
+def load_averaged(config: Config, data: Data, run_dir: Path) -> Translator:
+    """The model with the mean of the last checkpoints' weights, in evaluation mode on the CPU.
+
+    Raises:
+        ValueError: there is no checkpoint.
+    """
+    paths = weight_files(run_dir)[-config.average :]
+    if not paths:
+        raise ValueError(f"{run_dir / 'checkpoints'} holds no checkpoint: train first")
+    sums: dict[str, Tensor] = {}
+    for path in paths:
+        for name, value in torch.load(path, map_location="cpu", weights_only=True).items():
+            sums[name] = sums[name] + value.double() if name in sums else value.double()
+    model = build(config, data)
+    model.load_state_dict({name: (total / len(paths)).float() for name, total in sums.items()})
+    return model.eval()
+
+
+def _save_whole(content: Any, path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    torch.save(content, partial)
+    partial.replace(path)
