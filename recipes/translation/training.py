@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -36,12 +35,13 @@ def smoothed_loss(logits: Tensor, target: Tensor, smoothing: float) -> tuple[Ten
         target: ``(N, T)``.
         smoothing: share of the target that is spread evenly over the vocabulary.
     """
-    flat, wanted = logits.flatten(0, 1), target.flatten()
-    plain = F.cross_entropy(flat, wanted, ignore_index=PAD, reduction="sum")
+    log_p = logits.log_softmax(-1)
+    present = target != PAD
+    plain = -(log_p.gather(-1, target[..., None]).squeeze(-1) * present).sum()
     if not smoothing:
         return plain, plain.detach()
-    smooth = F.cross_entropy(flat, wanted, ignore_index=PAD, reduction="sum", label_smoothing=smoothing)
-    return smooth, plain.detach()
+    spread = -(log_p.mean(-1) * present).sum()
+    return (1 - smoothing) * plain + smoothing * spread, plain.detach()
 
 
 def learning_rate(update: int, config: Config) -> float:
