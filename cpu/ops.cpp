@@ -1,27 +1,18 @@
 // The operators kaleido_audio::*, on LibTorch's stable ABI: one library for every torch from 2.10 on.
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
 #include <algorithm>
 #include <cstdlib>
-#include <initializer_list>
 #include <memory>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "kernels.h"
+#include "tensors.h"
 
 namespace {
 
-using kaleido::Factors;
-using kaleido::Kernels;
-using kaleido::TypedKernels;
-using kaleido::Vectors;
+using namespace kaleido;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -67,46 +58,11 @@ void set_cpu_capability(std::string name) {
 
 // --- arguments ---
 
-bool is_complex(ScalarType type) { return type == ScalarType::ComplexFloat || type == ScalarType::ComplexDouble; }
-bool is_double(ScalarType type) { return type == ScalarType::Double || type == ScalarType::ComplexDouble; }
-bool is_half(ScalarType type) { return type == ScalarType::Half || type == ScalarType::BFloat16; }
-
 const TypedKernels& kernels_for(const Tensor& factors) {
   return is_double(factors.scalar_type()) ? current_kernels()->f64 : current_kernels()->f32;
 }
 
 std::int64_t element_bytes(const Tensor& factors) { return is_double(factors.scalar_type()) ? 8 : 4; }
-
-// An uninitialised tensor by one direct call: the operators of the stable ABI look their names up each time.
-Tensor empty_tensor(const std::int64_t* sizes, std::int64_t dim, std::int32_t type, const Tensor& like) {
-  std::int64_t strides[64], stride = 1;
-  STD_TORCH_CHECK(dim <= 64, "expected at most 64 dimensions, got ", dim);
-  for (std::int64_t d = dim - 1; d >= 0; --d) {
-    strides[d] = stride;
-    stride *= std::max<std::int64_t>(sizes[d], 1);
-  }
-  std::int32_t device_type, device_index;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, type, device_type, device_index, &handle));
-  return Tensor(handle);
-}
-
-std::int32_t type_code(const Tensor& tensor) {
-  std::int32_t type;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &type));
-  return type;
-}
-
-Tensor empty_as(const Tensor& like) {
-  const auto sizes = like.sizes();
-  return empty_tensor(sizes.data(), std::int64_t(sizes.size()), type_code(like), like);
-}
-
-Tensor empty_tensor(std::initializer_list<std::int64_t> sizes, const Tensor& like) {
-  return empty_tensor(sizes.begin(), std::int64_t(sizes.size()), type_code(like), like);
-}
 
 // Memory aligned to a cache line, not set to anything.
 class Buffer {
@@ -129,16 +85,11 @@ enum class Packing { forward, backward };
 // Checked factors, packed for the kernels.
 struct PackedFactors {
   explicit PackedFactors(const Tensor& given)
-      : tensor(given.is_contiguous() ? given : torch::stable::contiguous(given)) {
-    const auto type = tensor.scalar_type();
-    STD_TORCH_CHECK(type == ScalarType::Float || is_double(type) || is_complex(type),
-                    "expected factors in float32, float64, complex64 or complex128");
-    STD_TORCH_CHECK(tensor.dim() == 4 && tensor.size(0) >= 1 && tensor.size(1) >= 1 && tensor.size(1) < 40 &&
-                        tensor.size(2) == 2 && tensor.size(3) == std::int64_t(1) << tensor.size(1),
-                    "expected factors of shape (F, log2 n, 2, n) with F >= 1 and n >= 2 a power of two");
+      : tensor(as_contiguous(given)) {
+    check_factors(tensor);
     n = tensor.size(3);
     factors = {tensor.const_data_ptr(), int(tensor.size(0)), int(tensor.size(1)), false};
-    complex = is_complex(type);
+    complex = is_complex(tensor.scalar_type());
   }
   void pack(Packing packing) {
     const TypedKernels& kernels = kernels_for(tensor);
@@ -177,7 +128,7 @@ struct VectorsOf {
     const auto type = x.scalar_type();
     features = x.size(x.dim() - 1);
     const bool matrix = x.dim() == 2 && (x.stride(1) == 1 || features == 1);
-    if (!matrix && !x.is_contiguous()) tensor = torch::stable::contiguous(x);
+    if (!matrix && !x.is_contiguous()) tensor = as_contiguous(x);
     count = features ? x.numel() / features : 0;
     const std::int64_t row = matrix ? tensor.stride(0) : features;
     const bool complex = is_complex(type);
@@ -191,13 +142,6 @@ struct VectorsOf {
   std::int64_t features, count;
   Vectors vectors;
 };
-
-void check_types(const Tensor& x, const Tensor& factors) {
-  const auto a = x.scalar_type(), b = factors.scalar_type();
-  STD_TORCH_CHECK(is_half(a) ? b == ScalarType::Float : is_double(a) == is_double(b),
-                  "expected x and factors of one precision, or x in half precision and factors in float32");
-  STD_TORCH_CHECK(is_complex(b) || !is_complex(a), "expected complex factors with a complex x");
-}
 
 // --- threads ---
 
@@ -252,23 +196,14 @@ Tensor factors_grad_tensor(PackedFactors& factors, ChunkSums& sums) {
   return result;
 }
 
-Tensor nothing_like(const Tensor& tensor) { return empty_tensor({0}, tensor); }
-
 // --- butterfly ---
 
 Tensor butterfly(Tensor x, Tensor factors, std::int64_t out_features) {
   check_types(x, factors);
   PackedFactors packed(factors);
   VectorsOf in(x);
-  STD_TORCH_CHECK(in.features >= 1 && in.features <= packed.n, "expected x of shape (..., m) with m between 1 and ",
-                  packed.n, ", got m = ", in.features);
-  STD_TORCH_CHECK(out_features >= 1 && out_features <= packed.n, "expected out_features between 1 and ", packed.n,
-                  ", got ", out_features);
-  std::int64_t sizes[64];
-  STD_TORCH_CHECK(x.dim() <= 64, "expected at most 64 dimensions, got ", x.dim());
-  std::copy_n(x.sizes().data(), x.dim(), sizes);
-  sizes[x.dim() - 1] = out_features;
-  Tensor y = empty_tensor(sizes, x.dim(), type_code(packed.complex ? factors : x), x);
+  check_features(in.features, out_features, packed.n);
+  Tensor y = empty_product(x, factors, out_features);
   if (in.count == 0) return y;
   const VectorsOf out(y);
   // To rearrange the coefficients costs about what it saves on three vectors.
@@ -284,9 +219,7 @@ std::tuple<Tensor, Tensor> butterfly_backward(Tensor grad, Tensor x, Tensor fact
   check_types(x, factors);
   PackedFactors packed(factors);
   const VectorsOf in(x), out(grad);
-  STD_TORCH_CHECK(in.features >= 1 && in.features <= packed.n && out.features >= 1 && out.features <= packed.n &&
-                      in.count == out.count && is_complex(grad.scalar_type()) == packed.complex,
-                  "grad does not belong to x and factors");
+  check_gradient(grad, out.count, x, in.count, factors);
   Tensor x_result = x_grad ? empty_as(x) : nothing_like(x);
   const int chunks = chunk_count(in.count, 3 * packed.work());
   ChunkSums sums(chunks, factors_grad ? packed.numbers() : 0, element_bytes(factors));
@@ -308,19 +241,9 @@ std::tuple<Tensor, Tensor> butterfly_backward(Tensor grad, Tensor x, Tensor fact
 
 struct FramesOf {
   FramesOf(const Tensor& waveform, const Tensor& window, PackedFactors& factors, const Tensor& rows, std::int64_t hop)
-      : waveform_(torch::stable::contiguous(waveform)),
-        window_(torch::stable::contiguous(window)),
-        rows_(torch::stable::contiguous(rows)) {
-    STD_TORCH_CHECK(factors.complex && !is_complex(waveform.scalar_type()) &&
-                        is_double(waveform.scalar_type()) == is_double(factors.tensor.scalar_type()) &&
-                        !is_half(waveform.scalar_type()) && window.scalar_type() == waveform.scalar_type(),
-                    "expected waveform and window in float32 with factors in complex64, or float64 with complex128");
-    STD_TORCH_CHECK(waveform.dim() == 2 && window.dim() == 1 && hop >= 1, "expected waveform (batch, time), window "
-                    "(n_fft,) and hop >= 1");
-    STD_TORCH_CHECK(rows.dim() == 1 && rows.scalar_type() == ScalarType::Long, "expected rows as 1-D int64");
+      : waveform_(as_contiguous(waveform)), window_(as_contiguous(window)), rows_(as_contiguous(rows)) {
+    check_frames(waveform, window, factors.tensor, rows, hop);
     const std::int64_t length = window.size(0), time = waveform.size(1);
-    STD_TORCH_CHECK(1 <= length && length <= factors.n && length <= time, "expected a window of at most ", factors.n,
-                    " samples and a waveform at least as long as it, got ", length, " and ", time);
     const std::int64_t* row = static_cast<const std::int64_t*>(rows_.const_data_ptr());
     for (std::int64_t k = 0; k < rows.numel(); ++k)
       STD_TORCH_CHECK(0 <= row[k] && row[k] < factors.n, "expected rows in [0, ", factors.n, "), got ", row[k]);
@@ -357,7 +280,7 @@ std::tuple<Tensor, Tensor, Tensor> power_spectrum_backward(Tensor grad, Tensor w
   FramesOf frames(waveform, window, packed, rows, hop);
   const Factors unpacked = packed.factors;
   kaleido::PowerSpectrum& args = frames.args;
-  const Tensor given = torch::stable::contiguous(grad);
+  const Tensor given = as_contiguous(grad);
   STD_TORCH_CHECK(given.numel() == frames.count * args.n_rows &&
                       given.scalar_type() == waveform.scalar_type(),
                   "grad does not belong to the waveform, window and rows");
