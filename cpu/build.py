@@ -25,6 +25,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -110,7 +111,8 @@ def find_torch() -> Path:
     )
 
 
-def _run(command: list[str]) -> None:
+def run(command: list[str]) -> str:
+    """Run a compiler in the folder above the sources and return what it printed, or raise `BuildError`."""
     # English messages, and paths relative to the sources: neither belongs to this machine.
     environment = {**os.environ, "LC_ALL": "C"}
     result = subprocess.run(command, cwd=SOURCE.parent, env=environment, capture_output=True, text=True)
@@ -122,6 +124,25 @@ def _run(command: list[str]) -> None:
             f"the compiler failed:\n{shlex.join(command)}\n{shown}",
             "use GCC 11 or newer or Clang 12 or newer, for example by CXX; if yours is, report this",
         )
+    return output
+
+
+def link(command: list[str], output: Path) -> None:
+    """Run a linker's command, but for its ``-o``, and put the library at ``output`` in one step.
+
+    Programs that have the old library loaded keep it.
+    """
+    output = output.absolute()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    library = output.with_name(f".{os.getpid()}.{output.name}")
+    try:
+        _show(run([*command, "-o", str(library)]))
+        library.replace(output)
+    finally:
+        library.unlink(missing_ok=True)
+
+
+def _show(output: str) -> None:
     if output:
         print(output, file=sys.stderr)
 
@@ -152,57 +173,66 @@ def build(output: Path) -> None:
 
         def compile_unit(unit: tuple[str, str, list[str]], object_file: str) -> None:
             source, _, unit_flags = unit
-            _run([*compiler, *flags, *unit_flags, *extra, "-c", f"{SOURCE.name}/{source}", "-o", object_file])
+            _show(run([*compiler, *flags, *unit_flags, *extra, "-c", f"{SOURCE.name}/{source}", "-o", object_file]))
 
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             # The kernels of the widest vectors take longest: begun first, the rest fills the other cores meanwhile.
             list(pool.map(compile_unit, units[::-1], objects[::-1]))
 
-        output = output.absolute()
-        output.parent.mkdir(parents=True, exist_ok=True)
-        # Renamed in the end, so that programs which have the old library loaded keep it.
-        library = output.with_name(f".{os.getpid()}.{output.name}")
         strip = [] if "-g" in extra else ["-Wl,-s"]
         more = shlex.split(os.environ.get("KALEIDO_LDFLAGS", ""))
-        try:
-            _run([*compiler, *extra, *objects, "-o", str(library), f"-L{torch / 'lib'}", *LINK_FLAGS, *strip, *more])
-            library.replace(output)
-        finally:
-            library.unlink(missing_ok=True)
+        link([*compiler, *extra, *objects, f"-L{torch / 'lib'}", *LINK_FLAGS, *strip, *more], output)
 
 
-def build_if_possible(output: Path) -> bool:
-    """Compile the library into ``output`` as KALEIDO_NATIVE says, and tell whether it is there.
+def build_if_possible(
+    output: Path,
+    build: Callable[[Path], object] = build,
+    switch: str = "KALEIDO_NATIVE",
+    what: str = "native kernels",
+) -> bool:
+    """Build the library ``output`` as an environment variable says, and tell whether it is there.
 
     Whatever ``output`` held before is gone when there is nothing new: an old library beside new Python code would
     be worse than none.
+
+    Args:
+        output: the library.
+        build: compiles into ``output``, or raises `BuildError` and leaves ``output`` as it was.
+        switch: the environment variable: 0 builds nothing, 1 makes a failure an error, else it is a warning.
+        what: is in the library, for messages.
     """
-    native = os.environ.get("KALEIDO_NATIVE", "")
-    if native not in ("", "0", "1"):
-        raise SystemExit(f"kaleido_audio: expected KALEIDO_NATIVE=0, KALEIDO_NATIVE=1 or nothing, got {native!r}")
+    chosen = read_switch(switch)
     try:
-        if native != "0":
+        if chosen != "0":
             build(output)
             return True
     except BuildError as error:
-        if native == "1":
+        if chosen == "1":
             raise SystemExit(
-                f"kaleido_audio: the native kernels could not be built (KALEIDO_NATIVE=1 makes this an error)\n"
+                f"kaleido_audio: the {what} could not be built ({switch}=1 makes this an error)\n"
                 f"why: {error.why}\nwhat to do: {error.what_to_do}"
             ) from None
         line = "*" * 100
         print(
             f"\n{line}\n"
-            f"WARNING: kaleido_audio is installed WITHOUT its native kernels. Everything works, but slower.\n"
+            f"WARNING: kaleido_audio is installed WITHOUT its {what}. Everything works, but slower.\n"
             f"why: {error.why}\n"
             f"what to do: {error.what_to_do}; then install again.\n"
-            f"KALEIDO_NATIVE=0 installs without them on purpose, KALEIDO_NATIVE=1 makes this an error.\n"
+            f"{switch}=0 installs without them on purpose, {switch}=1 makes this an error.\n"
             f"{line}\n",
             file=sys.stderr,
             flush=True,
         )
     output.unlink(missing_ok=True)
     return False
+
+
+def read_switch(name: str) -> str:
+    """The environment variable of that name: "0", "1" or ""."""
+    value = os.environ.get(name, "")
+    if value not in ("", "0", "1"):
+        raise SystemExit(f"kaleido_audio: expected {name}=0, {name}=1 or nothing, got {value!r}")
+    return value
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ constexpr int stages_of_group() {
 // As many threads as have registers for that many coefficients and gradients.
 template <class Number>
 constexpr int backward_threads() {
-  return sizeof(Number) == 4 ? 384 : sizeof(Number) == 8 ? 512 : 768;
+  return sizeof(Number) == 4 ? 384 : 512;
 }
 
 struct Group {

@@ -9,7 +9,8 @@ namespace kaleido_cuda {
 // That the registers of the vectors leave room for; coefficients that come in turns take registers too.
 template <class Number, class Tile, bool kResident>
 constexpr int blocks_of_processor() {
-  return kResident && rows_of_warp<Number, Tile>() * Tile::kRegisters * sizeof(Number) <= 256 ? 2 : 1;
+  constexpr std::size_t bytes = rows_of_warp<Number, Tile>() * Tile::kRegisters * sizeof(Number);
+  return kResident && bytes <= (sizeof(Number) == 16 ? 128 : 256) ? 2 : 1;
 }
 
 template <class Number, class Tile, bool kResident, class Source, class Sink>
@@ -143,6 +144,14 @@ cudaError_t Launch<Number>::sum(const Number* partial, Number* total, std::int64
   const std::int64_t blocks = std::min<std::int64_t>((numbers + 127) / 128, 4096);
   sum_kernel<<<unsigned(blocks), 128, 0, stream>>>(partial, total, chunks, numbers);
   return cudaGetLastError();
+}
+
+template <class Number>
+cudaError_t Launch<Number>::built_for(int* capability) {
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, sum_kernel<Number>);
+  *capability = attributes.ptxVersion;
+  return error;
 }
 
 }  // namespace kaleido_cuda

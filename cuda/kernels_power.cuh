@@ -6,6 +6,14 @@
 namespace kaleido_cuda {
 
 template <class Real>
+__global__ void windowed_kernel(const Real* waveform, const Real* window, std::int64_t time, int per_item, int hop,
+                                int length, std::int64_t count, Real* to) {
+  const std::int64_t step = std::int64_t(gridDim.x) * blockDim.x;
+  for (std::int64_t i = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count * length; i += step)
+    to[i] = windowed_sample(waveform, window, time, per_item, hop, i / length, int(i % length));
+}
+
+template <class Real>
 __global__ void overlap_kernel(const Real* frames_grad, const Real* window, std::int64_t items, int per_item,
                                std::int64_t time, int hop, int length, Real* waveform_grad) {
   const std::int64_t step = std::int64_t(gridDim.x) * blockDim.x;
@@ -41,27 +49,10 @@ cudaError_t LaunchPower<Number>::power(const Frames<Number>& frames, const Power
 }
 
 template <class Number>
-cudaError_t LaunchPower<Number>::multiply_frames(const Frames<Number>& frames, const Rows<Number>& y,
-                                                 const Number* factors, int log_n, const Pass& pass,
-                                                 const Device& device, cudaStream_t stream) {
-  return with_tile<Number>(pass.bits, [&](auto tile) {
-    return launch_tiles<Number, decltype(tile)>(frames, RowsSink<Number>{y}, 0, factors, log_n, pass, device, stream);
-  });
-}
-
-template <class Number>
 cudaError_t LaunchPower<Number>::backward_all(const Frames<Number>& frames, const PowerGradient<Number>& grad,
                                               const Rows<Number>& x_grad, const Number* factors, int log_n,
                                               const Run& run, int parts, Number* partial, cudaStream_t stream) {
   return launch_backward<Number>(frames, grad, x_grad, factors, log_n, run, parts, partial, stream);
-}
-
-template <class Number>
-cudaError_t LaunchPower<Number>::backward_first(const Frames<Number>& frames, const Rows<Number>& grad,
-                                                const Rows<Number>& x_grad, const Number* factors, int log_n,
-                                                const Run& run, int parts, Number* partial, cudaStream_t stream) {
-  return launch_backward<Number>(frames, RowsGradient<Number>{grad}, x_grad, factors, log_n, run, parts, partial,
-                                 stream);
 }
 
 template <class Number>
@@ -78,12 +69,21 @@ cudaError_t LaunchPower<Number>::link(const std::int64_t* rows, int n_rows, int 
   return cudaGetLastError();
 }
 
+inline unsigned blocks_for(std::int64_t items) { return unsigned(std::min<std::int64_t>((items + 255) / 256, 65535)); }
+
+template <class Number>
+cudaError_t LaunchPower<Number>::windowed(const Frames<Number>& frames, Real* to, cudaStream_t stream) {
+  windowed_kernel<<<blocks_for(frames.count * frames.features), 256, 0, stream>>>(
+      frames.waveform, frames.window, frames.time, frames.per_item, frames.hop, frames.features, frames.count, to);
+  return cudaGetLastError();
+}
+
 template <class Number>
 cudaError_t LaunchPower<Number>::overlap(const Frames<Number>& frames, const Real* frames_grad, std::int64_t items,
                                          Real* waveform_grad, cudaStream_t stream) {
-  const std::int64_t samples = items * frames.time, blocks = std::min<std::int64_t>((samples + 255) / 256, 65535);
-  overlap_kernel<<<unsigned(blocks), 256, 0, stream>>>(frames_grad, frames.window, items, frames.per_item, frames.time,
-                                                       frames.hop, frames.features, waveform_grad);
+  overlap_kernel<<<blocks_for(items * frames.time), 256, 0, stream>>>(frames_grad, frames.window, items,
+                                                                      frames.per_item, frames.time, frames.hop,
+                                                                      frames.features, waveform_grad);
   return cudaGetLastError();
 }
 

@@ -17,12 +17,6 @@ struct Device {
 };
 
 template <class Number>
-struct PowerArgs {
-  Frames<Number> frames;
-  PowerSink<Number> sink;
-};
-
-template <class Number>
 struct Launch {
   static cudaError_t multiply(const Rows<Number>& x, const Rows<Number>& y, const Number* factors, int log_n,
                               const Pass& pass, const Device& device, cudaStream_t stream);
@@ -31,6 +25,8 @@ struct Launch {
                               cudaStream_t stream);
   static cudaError_t sum(const Number* partial, Number* total, std::int64_t chunks, std::int64_t numbers,
                          cudaStream_t stream);
+  // Ten times the compute capability that the code which runs on this GPU was written for.
+  static cudaError_t built_for(int* capability);
 };
 
 // Power spectra, for complex numbers.
@@ -39,19 +35,16 @@ struct LaunchPower {
   using Real = RealOf<Number>;
   static cudaError_t power(const Frames<Number>& frames, const PowerSink<Number>& sink, const Number* factors,
                            int log_n, const Pass& pass, const Device& device, cudaStream_t stream);
-  // The first of several passes over frames, and runs of the backward pipeline at its ends.
-  static cudaError_t multiply_frames(const Frames<Number>& frames, const Rows<Number>& y, const Number* factors,
-                                     int log_n, const Pass& pass, const Device& device, cudaStream_t stream);
+  // The whole product backward, and the last of several runs.
   static cudaError_t backward_all(const Frames<Number>& frames, const PowerGradient<Number>& grad,
                                   const Rows<Number>& x_grad, const Number* factors, int log_n, const Run& run,
                                   int parts, Number* partial, cudaStream_t stream);
-  static cudaError_t backward_first(const Frames<Number>& frames, const Rows<Number>& grad,
-                                    const Rows<Number>& x_grad, const Number* factors, int log_n, const Run& run,
-                                    int parts, Number* partial, cudaStream_t stream);
   static cudaError_t backward_last(const Rows<Number>& x, const PowerGradient<Number>& grad,
                                    const Rows<Number>& x_grad, const Number* factors, int log_n, const Run& run,
                                    int parts, Number* partial, cudaStream_t stream);
   static cudaError_t link(const std::int64_t* rows, int n_rows, int n, int* head, int* next, cudaStream_t stream);
+  // The windowed frames, (frames.count, frames.features).
+  static cudaError_t windowed(const Frames<Number>& frames, Real* to, cudaStream_t stream);
   static cudaError_t overlap(const Frames<Number>& frames, const Real* frames_grad, std::int64_t items,
                              Real* waveform_grad, cudaStream_t stream);
   // Sums over chunks of frames; `partial` holds (window_chunks(count), length).

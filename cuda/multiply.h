@@ -2,6 +2,8 @@
 // first stage to the last; the coefficients wait in shared memory in the order of their use.
 #pragma once
 
+#include <cassert>
+
 #include "layout.h"
 #include "memory.h"
 
@@ -316,6 +318,12 @@ struct PowerSink {
     return exponent == Real(0.5) ? std::sqrt(squared) : std::pow(squared, exponent);
   }
 
+  KALEIDO_DEVICE int output(int k, int n) const {
+    const std::int64_t at = rows[k];
+    assert(0 <= at && at < n);  // rows in [0, n)
+    return int(at);
+  }
+
   template <class Tile, class Warp, class Block>
   KALEIDO_DEVICE void store(Warp& vectors, const TileMap& map, int, std::int64_t first, int lane, int warp,
                             Block& block) const {
@@ -333,7 +341,7 @@ struct PowerSink {
       const auto vector = [&](int row) { return (first + row) * vectors_per_tile + v; };
       if (filterbank == nullptr) {
         for (int k = lane; k < n_rows; k += kLanes) {
-          const int at = int(rows[k]);
+          const int at = output(k, n);
           KALEIDO_UNROLL
           for (int row = 0; row < Warp::kRows; ++row)
             if (vector(row) < count) out[vector(row) * n_rows + k] = of_row[row * kTile + at];
@@ -342,7 +350,7 @@ struct PowerSink {
         for (int filter = lane; filter < n_filters; filter += kLanes) {
           Real sums[Warp::kRows] = {};
           for (int k = 0; k < n_rows; ++k) {
-            const int at = int(rows[k]);
+            const int at = output(k, n);
             const Real weight = filterbank[std::int64_t(k) * n_filters + filter];
             KALEIDO_UNROLL
             for (int row = 0; row < Warp::kRows; ++row) sums[row] += weight * of_row[row * kTile + at];

@@ -18,6 +18,13 @@ KALEIDO_DEVICE void link_rows(const std::int64_t* rows, int n_rows, int n, int i
   head[i] = first;
 }
 
+// Sample i of a frame, windowed.
+template <class Real>
+KALEIDO_DEVICE Real windowed_sample(const Real* waveform, const Real* window, std::int64_t time, int per_item, int hop,
+                                    std::int64_t row, int i) {
+  return waveform[row / per_item * time + row % per_item * hop + i] * window[i];
+}
+
 // Gradient of sample t of a waveform from those of the windowed samples, (items * per_item, length).
 template <class Real>
 KALEIDO_DEVICE Real overlap_add(const Real* frames_grad, const Real* window, std::int64_t item, int per_item,
