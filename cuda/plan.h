@@ -69,6 +69,7 @@ struct BackwardLimits {
   int cluster;  // blocks; 1 where the GPU has no clusters
 };
 
+constexpr int kLeastThreads = 256;  // of a block whose run is longer for it
 constexpr int kBackwardTileBits = 9;  // of tiles that are not a whole vector, and of tiles of several vectors
 
 // The places of the rings in shared memory; false if they do not fit.
@@ -87,6 +88,21 @@ inline bool place_rings(Run& run, const BackwardLimits& limits) {
     run.shared_numbers = std::max(run.shared_numbers, used);
   }
   return run.shared_numbers * limits.element_bytes <= limits.shared_bytes;
+}
+
+// Divides the groups of a run among blocks, as few as leave room for the rings; false if a cluster cannot hold them.
+inline bool arrange(Run& run, const BackwardLimits& limits) {
+  const int count = int(run.groups.size());
+  if (count > kMaxGroups) return false;
+  for (int most = std::max(1, limits.threads / run.threads_per_group); most >= 1; --most) {
+    run.blocks = (count + most - 1) / most;
+    if (run.blocks > limits.cluster) return false;
+    run.groups_per_block = (count + run.blocks - 1) / run.blocks;
+    if (place_rings(run, limits)) return true;
+    // With fewer threads than that, a second run is better than idle processors.
+    if ((most - 1) * run.threads_per_group < kLeastThreads) return false;
+  }
+  return false;
 }
 
 inline std::vector<Run> plan_runs(int log_n, int n_stages, const BackwardLimits& limits) {
@@ -125,12 +141,8 @@ inline std::vector<Run> plan_runs(int log_n, int n_stages, const BackwardLimits&
       Run longer = runs.back();
       longer.groups.push_back(group);
       longer.last = end;
-      const int count = int(longer.groups.size());
-      longer.blocks = (count + longer.groups_per_block - 1) / longer.groups_per_block;
-      if (longer.blocks <= limits.cluster && count <= kMaxGroups && place_rings(longer, limits)) {
-        runs.back() = longer;
-        joined = true;
-      }
+      joined = arrange(longer, limits);
+      if (joined) runs.back() = longer;
     }
     if (!joined) {
       Run run;
@@ -138,20 +150,13 @@ inline std::vector<Run> plan_runs(int log_n, int n_stages, const BackwardLimits&
       run.first = number;
       run.last = end;
       run.threads_per_group = 1 << (map.local_bits - window);
-      run.groups_per_block = std::max(1, limits.threads / run.threads_per_group);
-      run.blocks = 1;
+      run.groups_per_block = run.blocks = 1;
       run.groups = {group};
       place_rings(run, limits);
       runs.push_back(run);
       run_region = here;
     }
     number = end;
-  }
-  // No more groups in a block than there are: fewer threads, and in a cluster as many in each block.
-  for (Run& run : runs) {
-    const int count = int(run.groups.size());
-    run.groups_per_block = (count + run.blocks - 1) / run.blocks;
-    place_rings(run, limits);
   }
   return runs;
 }

@@ -56,7 +56,64 @@ void check_number() {
   }
 }
 
+// Vectors stored as half of a float or as the real part of a complex number, with a stride.
+template <class Number, class Stored>
+void check_storage(Storage storage, Stored (*store)(float), double unit) {
+  const int log_n = 7, n = 1 << log_n, vectors = 9, features = 100, stride = 103;
+  Random random(5);
+  const auto factors = random.numbers<Number>(std::size_t(2) * log_n * 2 * n);
+  const auto numbers = random.numbers<float>(std::size_t(vectors) * stride);
+  std::vector<Stored> x, y(std::size_t(vectors) * n);
+  for (float number : numbers) x.push_back(store(number));
+  const Stages<Number> stages{factors.data(), log_n, 0, 2 * log_n};
+  const TileMap map{log_n, 0, log_n, 0, 7};
+  const Rows<Number> in{x.data(), stride, features, vectors, storage}, out{y.data(), n, n, vectors, storage};
+  const MultiplyArgs<Number, Rows<Number>, RowsSink<Number>> args{in, {out}, stages, map, vectors, 2 * log_n, 0};
+  simulator::launch(1, 1, 64, std::size_t(2 * log_n) * UnitsOfStage<Number, ConsecutiveTile<2>>::kBytes, 1,
+                    [&](simulator::Block& block) { multiply_tiles<Number, ConsecutiveTile<2>, true>(args, block); });
+  for (int v = 0; v < vectors; ++v) {
+    std::vector<Number> row(n, from_real<Number>(0));
+    for (int i = 0; i < features; ++i) row[i] = Convert<Number, Stored>::read(&x[std::size_t(v) * stride + i]);
+    run_stages(stages, row);
+    for (int i = 0; i < n; ++i) {
+      const double wanted = double(real_part(row[i]));
+      const double got = double(real_part(Convert<Number, Stored>::read(&y[std::size_t(v) * n + i])));
+      ++checks();
+      if (!(std::abs(got - wanted) <= unit * std::abs(wanted) + 1e-5) && ++failures() < 20)
+        std::printf("storage %d: got %g, wanted %g\n", int(storage), got, wanted);
+    }
+  }
+}
+
+template <class T>
+T stored(float x) {
+  T result;
+  narrow(x, &result);
+  return result;
+}
+
+// Rounding to bfloat16 is to the nearest, ties to even, and NaN stays NaN.
+void check_rounding() {
+  const auto expect = [](float x, float wanted) {
+    const float got = widen(stored<BFloat16>(x));
+    ++checks();
+    if (!(got == wanted || (got != got && wanted != wanted)) && ++failures() < 20)
+      std::printf("bfloat16 of %g is %g\n", double(x), double(got));
+  };
+  expect(1.0f, 1.0f);
+  expect(1.00390625f, 1.0f);      // 1 + 2^-8, halfway: to even
+  expect(1.01171875f, 1.015625f);  // 1 + 3 * 2^-8, halfway: to even
+  expect(1.00390637f, 1.0078125f);
+  expect(3.4e38f, INFINITY);
+  expect(-INFINITY, -INFINITY);
+  expect(NAN, NAN);
+}
+
 int main() {
+  check_rounding();
+  check_storage<float>(Storage::half, stored<Half>, 0x1p-11);
+  check_storage<float>(Storage::bfloat16, stored<BFloat16>, 0x1p-8);
+  check_storage<Complex<float>>(Storage::real, stored<float>, 1e-5);
   check_number<float>();
   check_number<double>();
   check_number<Complex<float>>();

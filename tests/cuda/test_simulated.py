@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 FLAGS = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-U_FORTIFY_SOURCE"]
 
 
-@pytest.mark.parametrize("program", ["check_multiply", "check_backward"])
+@pytest.mark.parametrize("program", ["check_multiply", "check_backward", "check_spectrum"])
 def test_simulated_kernels_agree_with_the_definition(program: str, tmp_path: Path) -> None:
     compiler = shutil.which("g++")  # the fibers of simulator.h and _Float16 want GCC
     if compiler is None:
