@@ -103,8 +103,8 @@ def build(output: Path) -> None:
         raise BuildError(f"the torch in {torch} was built without CUDA", "install a torch with CUDA")
     if version is None or int(version.group(1)) > int(cuda.split(".")[0]):
         raise BuildError(
-            f"{nvcc} is of CUDA {version.group(1) if version else 'unknown'} and torch of CUDA {cuda}: the library might "
-            "ask for a newer driver than torch does",
+            f"{nvcc} is of CUDA {version.group(1) if version else 'unknown'} and torch of CUDA {cuda}: the library "
+            "might ask for a newer driver than torch does",
             f"name an nvcc of CUDA {cuda} in NVCC or CUDA_HOME",
         )
     host = shlex.split(os.environ.get("CXX", ""))

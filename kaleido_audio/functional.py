@@ -507,14 +507,21 @@ def k_mel_spectrogram(
     factors: Tensor,
     rows: Tensor,
     fb: Tensor,
+    log_scale: float | None = None,
+    eps: float = 1e-6,
     lengths: Tensor | None = None,
 ) -> Tensor:
-    """`k_spectrogram` followed by `apply_filterbank`.
+    """`k_spectrogram` followed by `apply_filterbank`, and by a logarithm if one is asked for.
+
+    On a GPU with native kernels, and where no gradient is needed, this is one kernel: the spectrum is never in memory.
 
     Args:
         waveform, pad, window, n_fft, hop_length, win_length, power, normalized, center, pad_mode, factors,
             rows, lengths: as in `k_spectrogram`.
         fb: filters as columns, ``(len(rows), n_bands)``, e.g. of `mel_filterbank`.
+        log_scale: return ``log_scale * log(bands + eps)``, e.g. 1 for natural logarithms and ``10 / log(10)`` for
+            decibels of powers; None for the bands themselves.
+        eps: positive.
 
     Shape:
         result ``(..., n_bands, frames)``.
@@ -522,22 +529,40 @@ def k_mel_spectrogram(
     Raises:
         ValueError: a shape, type or option that does not fit.
     """
-    specgram = k_spectrogram(
-        waveform,
-        pad,
-        window,
-        n_fft,
-        hop_length,
-        win_length,
-        power,
-        normalized,
-        center,
-        pad_mode,
-        factors=factors,
-        rows=rows,
-        lengths=lengths,
-    )
-    return apply_filterbank(specgram, fb)
+    if fuses_k_mel(waveform, window, factors, fb):
+        padded, window = _padded_and_window(
+            waveform, pad, window, n_fft, hop_length, win_length, normalized, center, pad_mode, lengths
+        )
+        bands = ops.butterfly_filterbank(
+            padded, window, factors, rows, hop_length, fb, power=power, log_scale=log_scale, eps=eps
+        ).transpose(-1, -2)
+    else:
+        specgram = k_spectrogram(
+            waveform,
+            pad,
+            window,
+            n_fft,
+            hop_length,
+            win_length,
+            power,
+            normalized,
+            center,
+            pad_mode,
+            factors=factors,
+            rows=rows,
+            lengths=lengths,
+        )
+        bands = apply_filterbank(specgram, fb)
+        bands = bands if log_scale is None else log_scale * log_compression(bands, eps)
+    return _masked(bands, lengths, n_fft, hop_length, pad, center)
+
+
+def fuses_k_mel(waveform: Tensor, window: Tensor, factors: Tensor, fb: Tensor) -> bool:
+    """Whether `k_mel_spectrogram` is one kernel: native on this device, and no gradient is needed."""
+    operands = (waveform, window, factors, fb)
+    if not waveform.is_floating_point() or (torch.is_grad_enabled() and any(x.requires_grad for x in operands)):
+        return False
+    return ops.has_filterbank(waveform, factors)
 
 
 def _padded_and_window(

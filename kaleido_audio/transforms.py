@@ -355,6 +355,12 @@ class Compression(nn.Module):
             nn.Parameter(torch.full((n_channels,), math.log(eps), dtype=_checked_dtype(dtype))) if learnable else None
         )
 
+    @property
+    def log_scale(self) -> float:
+        """What the natural logarithm is multiplied by: 1 for ``"log"``, ``1 / log(10)`` for ``"log10"``, and so on."""
+        decades = {"log": 1.0, "log10": 1.0 / math.log(10.0), "db": 20.0 / self.power / math.log(10.0)}
+        return decades[self.kind]
+
     def forward(self, x: Tensor) -> Tensor:
         """Compress a spectrogram."""
         eps = self.eps if self.log_eps is None else self.log_eps.exp()
@@ -637,6 +643,51 @@ class KMelSpectrogram(MelFrontEnd):
         fb = scale.fb.detach().to(result.mel_scale.fb.dtype)
         result.mel_scale = Filterbank(fb.clone(), learnable="filterbank" in result.learnable)
         return result.to(fb.device)
+
+    def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Features of a waveform; with lengths, also the frame counts."""
+        fused = self._fused(waveform, lengths)
+        if fused is None:
+            return super().forward(waveform, lengths)
+        return fused if lengths is None else (fused, self.spectrogram.frame_counts(lengths))
+
+    def _fused(self, waveform: Tensor, lengths: Tensor | None) -> Tensor | None:
+        """The features by one kernel, where there is one and nobody looks at what lies between."""
+        parts = [part for part in (self.spectrogram, self.mel_scale, self.compression) if part is not None]
+        if not isinstance(waveform, Tensor) or not waveform.is_cuda:
+            return None
+        if any(part._forward_hooks or part._forward_pre_hooks for part in parts):
+            return None
+        spectrogram, compression = self.spectrogram, self.compression
+        if not isinstance(spectrogram, KSpectrogram) or spectrogram.power is None:
+            return None
+        log_scale, eps = None, 1e-6
+        if compression is not None:
+            if not isinstance(compression, Compression) or compression.log_eps is not None:
+                return None
+            log_scale, eps = compression.log_scale, compression.eps
+        factors, fb = spectrogram.transform.factors, self.mel_scale.weights
+        if not F.fuses_k_mel(waveform, spectrogram.window, factors, fb):
+            return None
+        with torch.autocast(waveform.device.type, enabled=False):
+            return F.k_mel_spectrogram(
+                waveform,
+                spectrogram.pad,
+                spectrogram.window,
+                spectrogram.n_fft,
+                spectrogram.hop_length,
+                spectrogram.win_length,
+                spectrogram.power,
+                spectrogram.normalized,
+                spectrogram.center,
+                spectrogram.pad_mode,
+                factors=factors,
+                rows=spectrogram.rows,
+                fb=fb,
+                log_scale=log_scale,
+                eps=eps,
+                lengths=lengths,
+            )
 
     def extra_repr(self) -> str:
         """Sample rate, what is learnable, and the number of learnable parameters."""

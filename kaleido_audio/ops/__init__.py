@@ -2,18 +2,22 @@
 
 from kaleido_audio.ops.multiply import (
     backend,
+    butterfly_filterbank,
     butterfly_multiply,
     butterfly_outputs,
     butterfly_power_spectrum,
+    has_filterbank,
     to_dense,
 )
 from kaleido_audio.ops.native import cpu_capability
 
 __all__ = [
     "backend",
+    "butterfly_filterbank",
     "butterfly_multiply",
     "butterfly_outputs",
     "butterfly_power_spectrum",
     "cpu_capability",
+    "has_filterbank",
     "to_dense",
 ]

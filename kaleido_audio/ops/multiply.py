@@ -28,6 +28,7 @@ def backend(x: Tensor) -> str:
 
     Returns:
         ``"cpu"``: the native kernels for the processor, see `cpu_capability`.
+        ``"cuda"``: the native kernels for NVIDIA GPUs.
         ``"reference"``: plain PyTorch, which runs on every device and needs no compiler. It multiplies by the
         materialised matrix where that is cheaper and goes stage by stage elsewhere. The environment variable
         ``KALEIDO_BACKEND=reference`` chooses it when the package is imported.
@@ -158,24 +159,65 @@ def butterfly_power_spectrum(
     tensor([[49.,  1.],
             [64.,  0.]])
     """
-    if window.ndim != 1 or waveform.ndim == 0 or waveform.shape[-1] < window.shape[0] or hop_length < 1:
-        raise ValueError(
-            f"expected waveform (..., time), window (n_fft,) with n_fft <= time, and hop_length >= 1, got "
-            f"{tuple(waveform.shape)}, {tuple(window.shape)} and {hop_length}"
-        )
-    n = _check(window, factors)
-    _check_rows(rows)
-    if waveform.dtype != window.dtype or waveform.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"expected waveform and window both in float32 or both in float64, got {waveform.dtype} and {window.dtype}"
-        )
-    if factors.is_complex() and n > 1 and len(factors) and native.is_native(waveform):
+    _check_frames(waveform, window, factors, rows, hop_length)
+    if native.has_power_spectrum(waveform, factors):
         items = waveform.reshape(-1, waveform.shape[-1])
         result = native.power_spectrum(items, window, factors, rows, hop_length)
         return result.view(*waveform.shape[:-1], *result.shape[1:])
     with _no_autocast(waveform):
         frames = waveform.unfold(-1, window.shape[0], hop_length) * window
         return squared_magnitude(_multiply(frames, factors, rows))
+
+
+def has_filterbank(waveform: Tensor, factors: Tensor) -> bool:
+    """Whether `butterfly_filterbank` takes such tensors: on a GPU with native kernels, outside `torch.func`."""
+    return native.has_filterbank(waveform, factors)
+
+
+def butterfly_filterbank(
+    waveform: Tensor,
+    window: Tensor,
+    factors: Tensor,
+    rows: Tensor,
+    hop_length: int,
+    fb: Tensor,
+    *,
+    power: float = 2.0,
+    log_scale: float | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """Weighted sums of `butterfly_power_spectrum`, and their logarithm, in one kernel and without gradients.
+
+    With z the spectrum, ``abs(z) ** power @ fb``, or ``log_scale * log(abs(z) ** power @ fb + eps)``.
+
+    Args:
+        waveform, window, factors, rows, hop_length: as in `butterfly_power_spectrum`, and such that
+            `has_filterbank` holds.
+        fb: ``(r, n_bands)``, of the waveform's type.
+        power: positive exponent of the magnitude.
+        log_scale: a factor of the logarithm; None for the sums themselves.
+        eps: added before the logarithm.
+
+    Shape:
+        result ``(..., frames, n_bands)``.
+
+    Raises:
+        ValueError: a shape or type that does not fit, with what was expected.
+    """
+    _check_frames(waveform, window, factors, rows, hop_length)
+    if fb.ndim != 2 or fb.shape[0] != rows.shape[0] or fb.dtype != waveform.dtype or not power > 0:
+        raise ValueError(
+            f"expected fb ({rows.shape[0]}, n_bands) in {waveform.dtype} and power > 0, got {tuple(fb.shape)} in "
+            f"{fb.dtype} and {power}"
+        )
+    if not native.has_filterbank(waveform, factors):
+        raise ValueError(
+            f"expected tensors on a GPU with native kernels and at most {native.LARGEST_SPECTRUM} points, got "
+            f"{factors.shape[-1]} on {waveform.device}: use butterfly_power_spectrum, which has no such limits"
+        )
+    items = waveform.reshape(-1, waveform.shape[-1])
+    result = native.log_filterbank(items, window, factors, rows, hop_length, fb, power, log_scale, eps)
+    return result.view(*waveform.shape[:-1], *result.shape[1:])
 
 
 def _no_autocast(x: Tensor) -> AbstractContextManager[object]:
@@ -232,6 +274,25 @@ def _check_factors(factors: Tensor) -> int:
 def _check_rows(rows: Tensor) -> None:
     if rows.ndim != 1 or rows.dtype != torch.int64:
         raise ValueError(f"expected rows as a 1-D int64 tensor, got {rows.dtype} of shape {tuple(rows.shape)}")
+
+
+def _check_frames(waveform: Tensor, window: Tensor, factors: Tensor, rows: Tensor, hop_length: int) -> None:
+    if window.ndim != 1 or waveform.ndim == 0 or waveform.shape[-1] < window.shape[0] or hop_length < 1:
+        raise ValueError(
+            f"expected waveform (..., time), window (n_fft,) with n_fft <= time, and hop_length >= 1, got "
+            f"{tuple(waveform.shape)}, {tuple(window.shape)} and {hop_length}"
+        )
+    _check(window, factors)
+    _check_rows(rows)
+    if waveform.device != window.device or rows.device != window.device:
+        raise ValueError(
+            f"waveform is on {waveform.device}, window on {window.device} and rows on {rows.device}: move them to one "
+            "device"
+        )
+    if waveform.dtype != window.dtype or waveform.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"expected waveform and window both in float32 or both in float64, got {waveform.dtype} and {window.dtype}"
+        )
 
 
 def _check(x: Tensor, factors: Tensor) -> int:

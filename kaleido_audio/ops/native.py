@@ -1,7 +1,7 @@
 """The native kernels: loading the library, and what PyTorch has to know of its operators.
 
-The operators ``torch.ops.kaleido_audio.*`` are defined in ``cpu/ops.cpp``. Here they get kernels for fake tensors,
-gradients and rules for vmap.
+The operators ``torch.ops.kaleido_audio.*`` are defined in ``cpu/ops.cpp``, and ``cuda/ops.cu`` adds to them. Here they
+get kernels for fake tensors, gradients and rules for vmap.
 """
 
 from __future__ import annotations
@@ -26,13 +26,22 @@ _NO_LIBRARY = (
     "(g++ or clang++, or set CXX); KALEIDO_NATIVE=1 makes that installation stop and say why where it cannot."
 )
 
+_CUDA_LIBRARY = Path(__file__).with_name("kaleido_audio_cuda.so")
+_NO_CUDA_LIBRARY = (
+    "kaleido_audio has no native kernels for GPUs here ({reason}) and computes in plain PyTorch, which is slower and "
+    "takes more memory. To build them, install it again where CUDA's nvcc is found (or set NVCC); KALEIDO_CUDA=1 makes "
+    "that installation stop and say why where it cannot."
+)
+LARGEST_SPECTRUM = 2048
+"""Points of the largest spectrum that is one kernel on a GPU, in single precision; half of it in double."""
+
 _devices: set[str] = set()
 _functions: dict[str, Any] = {}
-_missing: str | None = None
+_missing: dict[str, str] = {}
+_warned: set[str] = set()
 _ready = False
 _butterfly_no_grad: Any = None
 _is_compiling = torch.compiler.is_compiling
-_warned = False
 
 
 def is_native(x: Tensor) -> bool:
@@ -40,9 +49,28 @@ def is_native(x: Tensor) -> bool:
     if x.device.type in _devices:
         # Forward-mode differentiation goes through the composite path, which has rules for it.
         return forward_ad._current_level < 0
-    if _missing and x.device.type == "cpu":
-        _warn_once()
+    if x.device.type in _missing:
+        _warn_once(x.device.type)
     return False
+
+
+def has_power_spectrum(waveform: Tensor, factors: Tensor) -> bool:
+    """Whether `power_spectrum` takes such tensors."""
+    n = factors.shape[-1]
+    largest = LARGEST_SPECTRUM if factors.dtype == torch.complex64 else LARGEST_SPECTRUM // 2
+    return (
+        factors.is_complex()
+        and n > 1
+        and len(factors) > 0
+        and (n <= largest or not waveform.is_cuda)
+        and is_native(waveform)
+    )
+
+
+def has_filterbank(waveform: Tensor, factors: Tensor) -> bool:
+    """Whether `log_filterbank` takes such tensors."""
+    transformed = torch._C._are_functorch_transforms_active()
+    return waveform.is_cuda and not transformed and has_power_spectrum(waveform, factors)
 
 
 def is_ready() -> bool:
@@ -50,11 +78,11 @@ def is_ready() -> bool:
     return _ready and forward_ad._current_level < 0 and not torch.is_autocast_enabled("cpu") and not _is_compiling()
 
 
-def _warn_once() -> None:
-    global _warned
-    if not _warned and not torch.compiler.is_compiling():
-        _warned = True
-        warnings.warn(_NO_LIBRARY.format(reason=_missing), UserWarning, stacklevel=4)
+def _warn_once(device: str) -> None:
+    if device not in _warned and not torch.compiler.is_compiling():
+        _warned.add(device)
+        text = _NO_LIBRARY if device == "cpu" else _NO_CUDA_LIBRARY
+        warnings.warn(text.format(reason=_missing[device]), UserWarning, stacklevel=4)
 
 
 def cpu_capability() -> str | None:
@@ -67,22 +95,33 @@ def cpu_capability() -> str | None:
 
 
 def _load() -> None:
-    global _missing, _ready, _butterfly_no_grad
+    global _ready, _butterfly_no_grad
     if os.environ.get("KALEIDO_BACKEND") == "reference":
         return
-    path = Path(os.environ.get("KALEIDO_CPU_LIBRARY") or _LIBRARY)
-    if not path.is_file():
-        _missing = f"{path.name} was not built"
+    if _load_library("cpu", Path(os.environ.get("KALEIDO_CPU_LIBRARY") or _LIBRARY)):
+        _register()
+        _butterfly_no_grad = torch.ops.kaleido_audio.butterfly_no_grad.default
+        _ready = True
+    # On a torch without CUDA the library would miss what it calls.
+    if torch.version.cuda is None:
         return
+    if "cpu" not in _devices:
+        _missing["cuda"] = "nor are there any for the processor, which they need"
+    elif _load_library("cuda", Path(os.environ.get("KALEIDO_CUDA_LIBRARY") or _CUDA_LIBRARY)):
+        torch.library.register_fake("kaleido_audio::log_filterbank", _fake_log_filterbank)
+
+
+def _load_library(device: str, path: Path) -> bool:
+    if not path.is_file():
+        _missing[device] = f"{path.name} was not built"
+        return False
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
-        _missing = f"{path.name} does not load: {error}"
-        return
-    _devices.add("cpu")
-    _register()
-    _butterfly_no_grad = torch.ops.kaleido_audio.butterfly_no_grad.default
-    _ready = True
+        _missing[device] = f"{path.name} does not load: {error}"
+        return False
+    _devices.add(device)
+    return True
 
 
 def _register() -> None:
@@ -229,6 +268,40 @@ def _power_grad_grad(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return power_spectrum_by_stages(waveform, window, factors, rows, ctx.hop)
 
     return *_second_order(ctx, spectrum, grad, (waveform, window, factors), grads), None, None, None, None, None
+
+
+# --- filterbank ---
+
+
+def log_filterbank(
+    waveform: Tensor,
+    window: Tensor,
+    factors: Tensor,
+    rows: Tensor,
+    hop: int,
+    fb: Tensor,
+    power: float,
+    log_scale: float | None,
+    eps: float,
+) -> Tensor:
+    """`kaleido_audio.ops.butterfly_filterbank` of a waveform ``(batch, time)``, for arguments that fit."""
+    with torch.no_grad():
+        operator = torch.ops.kaleido_audio.log_filterbank.default
+        return operator(waveform, window, factors, rows, hop, fb, power, log_scale or 0.0, eps)
+
+
+def _fake_log_filterbank(
+    waveform: Tensor,
+    window: Tensor,
+    factors: Tensor,
+    rows: Tensor,
+    hop: int,
+    fb: Tensor,
+    power: float,
+    log_scale: float,
+    eps: float,
+) -> Tensor:
+    return waveform.new_empty((waveform.shape[0], (waveform.shape[-1] - window.shape[0]) // hop + 1, fb.shape[1]))
 
 
 # --- what the operators share ---
