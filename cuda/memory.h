@@ -105,7 +105,7 @@ struct Rows {
       using Stored = std::remove_pointer_t<decltype(type)>;
       f([this](std::int64_t row) {
         const Stored* from = static_cast<const Stored*>(data) + row * stride;
-        const int limit = row < count ? features : 0;
+        const int limit = forgotten(row < count ? features : 0);
         return [=](int i) -> Number {
           return i < limit ? Convert<Number, Stored>::read(from + i) : from_real<Number>(0);
         };
@@ -119,7 +119,7 @@ struct Rows {
       using Stored = std::remove_pointer_t<decltype(type)>;
       f([this](std::int64_t row) {
         Stored* to = static_cast<Stored*>(data) + row * stride;
-        const int limit = row < count ? features : 0;
+        const int limit = forgotten(row < count ? features : 0);
         return [=](int i, Number x) {
           if (i < limit) Convert<Number, Stored>::write(to + i, x);
         };
@@ -144,7 +144,7 @@ struct Frames {
   KALEIDO_DEVICE void visit(F&& f) const {
     f([this](std::int64_t row) {
       const Real* samples = waveform + row / per_item * time + row % per_item * hop;
-      const int limit = row < count ? features : 0;
+      const int limit = forgotten(row < count ? features : 0);
       return [=, window = window](int i) -> Number {
         return from_real<Number>(i < limit ? samples[i] * window[i] : Real(0));
       };

@@ -28,11 +28,13 @@ struct Stages {
   KALEIDO_EVERYWHERE const Number* off_diagonal(int number) const { return diagonal(number) + (1 << log_n); }
 };
 
-// How many vectors a warp holds at once: more of them share each load of a coefficient, fewer leave registers.
+// How many vectors a warp holds at once: more of them share each load of a coefficient, fewer leave registers. Strided
+// tiles need those for addresses.
 template <class Number, class Tile>
 constexpr int rows_of_warp() {
+  constexpr int most = Tile::kStrided ? 2 : 4;
   const int words = Tile::kRegisters * int(sizeof(Number) / 4);
-  return words >= 128 ? 1 : 128 / words < 4 ? 128 / words : 4;
+  return words >= 128 ? 1 : 128 / words < most ? 128 / words : most;
 }
 
 constexpr int kMultiplyThreads = 256;
@@ -196,16 +198,31 @@ struct WarpVectors {
     } else {
       // Not the index of the last time: kept through all the stages, it would take the registers of the vectors.
       const int start = map.index(tile, Tile::memory_element(forgotten(lane), 0));
-      const int step = map.column_bits ? 1 << map.low : kLanes;
+      const int step = Tile::kStrided ? 1 << map.low : kLanes;
       KALEIDO_UNROLL
       for (int row = 0; row < kRows; ++row) {
         const auto vector = open(first + row);
         KALEIDO_UNROLL
-        for (int h = 0; h < kRegisters; ++h) f(vector, start + h * step, x[row][h]);
+        for (int h = 0; h < kRegisters; ++h) f(vector, (Tile::kStrided ? forgotten(start) : start) + h * step, x[row][h]);
       }
     }
   }
 };
+
+// What a warp works on in a round.
+struct Place {
+  int tile;            // place in the vector
+  std::int64_t first;  // of its tiles at that place
+};
+
+// Computed anew each time: kept through the stages, it would take the registers of the vectors.
+template <int kRows, class Args, class Block>
+KALEIDO_DEVICE Place place_of(const Args& args, int round, Block& block) {
+  const int index = forgotten(block.index()), warp = forgotten(block.thread()) / kLanes;
+  const int tile_bits = args.map.log_n - args.map.column_bits - args.map.active_bits;
+  const int part = index >> tile_bits, parts = block.count() >> tile_bits, warps = block.threads() / kLanes;
+  return {index & ((1 << tile_bits) - 1), ((std::int64_t(round) * parts + part) * warps + warp) * kRows};
+}
 
 // With kResident, all coefficients are in shared memory from the start; else they come in turns, which costs registers.
 template <class Number, class Tile, bool kResident, class Source, class Sink, class Block>
@@ -214,23 +231,23 @@ KALEIDO_DEVICE void multiply_tiles(const MultiplyArgs<Number, Source, Sink>& arg
   using Units = UnitsOfStage<Number, Tile>;
   const Stages<Number> stages = args.stages;
   const TileMap map = args.map;
-  const int lane = block.thread() % kLanes, warp = block.thread() / kLanes, warps = block.threads() / kLanes;
-  const int tiles = map.tiles_per_vector();
-  const int tile = block.index() % tiles, part = block.index() / tiles, parts = block.count() / tiles;
+  const int lane = block.thread() % kLanes, warp = block.thread() / kLanes;
   Unit<Number>* units = reinterpret_cast<Unit<Number>*>(block.shared() + args.shared_offset);
   const int total = stages.last - stages.first;
   if (kResident) {
-    load_coefficients<Number, Tile>(stages, map, tile, stages.first, total, units, block);
+    load_coefficients<Number, Tile>(stages, map, place_of<Warp::kRows>(args, 0, block).tile, stages.first, total, units, block);
     block.sync();
   }
   const int first_factor = stages.first / stages.log_n, last_factor = (stages.last - 1) / stages.log_n;
-  const std::int64_t groups = (args.tile_rows + Warp::kRows - 1) / Warp::kRows;
   // All warps make as many rounds: where coefficients change, they wait for each other.
-  for (std::int64_t base = std::int64_t(part) * warps; base < groups; base += std::int64_t(parts) * warps) {
-    const std::int64_t first = (base + warp) * Warp::kRows;
+  const std::int64_t of_round = place_of<Warp::kRows>(args, 1, block).first - place_of<Warp::kRows>(args, 0, block).first;
+  const std::int64_t before = place_of<Warp::kRows>(args, 0, block).first - std::int64_t(warp) * Warp::kRows;
+  const int rounds = int((args.tile_rows - before + of_round - 1) / of_round);
+  for (int round = 0; round < rounds; ++round) {
     Warp vectors;
     args.source.visit([&](auto open) {
-      vectors.for_each(map, tile, first, lane, open, [](const auto& vector, int i, Number& x) { x = vector(i); });
+      const Place place = place_of<Warp::kRows>(args, round, block);
+      vectors.for_each(map, place.tile, place.first, lane, open, [](const auto& vector, int i, Number& x) { x = vector(i); });
     });
     vectors.to_register_order(lane);
     int begun = 0;  // the first stage whose coefficients are in shared memory, less stages.first
@@ -244,7 +261,8 @@ KALEIDO_DEVICE void multiply_tiles(const MultiplyArgs<Number, Source, Sink>& arg
           begun = slot;
           block.sync();
           const int count = total - slot < args.capacity ? total - slot : args.capacity;
-          load_coefficients<Number, Tile>(stages, map, tile, number, count, units, block);
+          load_coefficients<Number, Tile>(stages, map, place_of<Warp::kRows>(args, round, block).tile, number, count,
+                                          units, block);
           block.sync();
         }
       }
@@ -276,7 +294,8 @@ KALEIDO_DEVICE void multiply_tiles(const MultiplyArgs<Number, Source, Sink>& arg
     }
     if (last_factor % 2 == 0) trade_all(false);
     vectors.to_memory_order(lane);
-    args.sink.template store<Tile>(vectors, map, tile, first, lane, warp, block);
+    const Place place = place_of<Warp::kRows>(args, round, block);
+    args.sink.template store<Tile>(vectors, map, place.tile, place.first, lane, warp, block);
   }
 }
 
