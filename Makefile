@@ -3,6 +3,7 @@
 # make wheel      dist/*.whl, with the native kernels
 # make test-wheel all tests, on the wheel
 # make smoke      a few tests of the wheel on another torch, and of installing without a compiler
+# make cuda       the CUDA kernels in the checkout: wants nvcc and no GPU; the wheel has them where there is nvcc
 # make sanitize   the tests of the operators under AddressSanitizer and UndefinedBehaviorSanitizer
 # make test-wide  the same tests of the 512-bit kernels, on a processor that need not have AVX-512
 # make check-arm64  the kernels against the definition, cross-compiled and emulated
@@ -22,7 +23,11 @@ SMOKE_VENV := .venv-smoke
 SMOKE := "torch==2.13.0" "setuptools>=77" pytest
 
 CPU_SOURCES := $(wildcard cpu/*.cpp cpu/*.h) cpu/build.py
+CUDA_SOURCES := $(wildcard cuda/*.cu cuda/*.cuh cuda/*.h) cuda/build.py cpu/build.py cpu/tensors.h
 LIBRARY := kaleido_audio/ops/kaleido_audio_cpu.so
+CUDA_LIBRARY := kaleido_audio/ops/kaleido_audio_cuda.so
+# What the assembler says of each kernel: registers and spills.
+PTXAS_REPORT := build/ptxas.txt
 WHEEL := dist/.built
 WHEEL_SOURCES := setup.py pyproject.toml README.md LICENSE $(shell find kaleido_audio -name '*.py')
 SANITIZED := build/sanitize/kaleido_audio_cpu.so
@@ -30,7 +35,7 @@ WIDE := build/wide/kaleido_audio_cpu.so
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1 \
   -DKALEIDO_ONLY_BASELINE -march=native
 
-.PHONY: setup demo test test-wheel smoke wheel sanitize test-wide check-arm64 profile lint clean
+.PHONY: setup cuda demo test test-wheel smoke wheel sanitize test-wide check-arm64 profile lint clean
 
 setup: $(VENV)/.ready $(LIBRARY)
 
@@ -48,6 +53,12 @@ $(VENV)/.ready: pyproject.toml setup.py
 $(LIBRARY): $(CPU_SOURCES) $(VENV)/.ready
 	$(BIN)/python cpu/build.py --output $@
 
+cuda: $(CUDA_LIBRARY)
+
+$(CUDA_LIBRARY): $(CUDA_SOURCES) $(LIBRARY)
+	@echo "Compiling the CUDA kernels: about 5 minutes on two cores, without output"
+	KALEIDO_CUDA=1 KALEIDO_PTXAS_REPORT=$(CURDIR)/$(PTXAS_REPORT) $(BIN)/python cuda/build.py --output $@
+
 demo: setup
 	$(BIN)/python -m recipes.timit prepare synthetic --out data/synthetic --keep
 	$(BIN)/python -m recipes.timit compare --data data/synthetic --out demo --seeds 0 --jobs $(DEMO_JOBS)
@@ -62,9 +73,10 @@ test: lint test-wheel smoke
 wheel: $(WHEEL)
 
 # What setuptools left in build/ would find its way into the wheel, whether or not it is still in the checkout.
-$(WHEEL): $(CPU_SOURCES) $(WHEEL_SOURCES) $(VENV)/.ready
-	rm -rf dist build/lib* build/bdist*
-	KALEIDO_NATIVE=1 $(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+$(WHEEL): $(CPU_SOURCES) $(CUDA_SOURCES) $(WHEEL_SOURCES) $(VENV)/.ready
+	rm -rf dist build/lib* build/bdist* $(PTXAS_REPORT)
+	@echo "Building the wheel: a minute, and 5 minutes more where there is nvcc, without output"
+	KALEIDO_NATIVE=1 KALEIDO_PTXAS_REPORT=$(CURDIR)/$(PTXAS_REPORT) $(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	@touch $@
 
 # In a copy of the checkout whose package is the wheel's: every import, doctest and subprocess gets that one.
@@ -72,7 +84,7 @@ test-wheel: $(WHEEL)
 	rm -rf build/checkout && mkdir -p build/checkout
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/checkout dist/*.whl
 	cp -r cuda tests recipes benchmarks examples docs README.md Makefile pyproject.toml build/checkout
-	cd build/checkout && $(CURDIR)/$(BIN)/python -m pytest
+	cd build/checkout && KALEIDO_PTXAS_REPORT=$(CURDIR)/$(PTXAS_REPORT) $(CURDIR)/$(BIN)/python -m pytest
 
 $(SMOKE_VENV)/.ready: pyproject.toml Makefile
 	$(PYTHON) -m venv $(SMOKE_VENV)
@@ -118,4 +130,4 @@ profile: benchmarks/passes.cpp $(CPU_SOURCES)
 	build/passes
 
 clean:
-	rm -rf $(VENV) $(SMOKE_VENV) $(LIBRARY) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(SMOKE_VENV) $(LIBRARY) $(CUDA_LIBRARY) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -61,7 +61,8 @@ def nothing_on_path(tmp_path: Path) -> str:
 
 def install(sdist: Path, target: Path, **environment: str) -> subprocess.CompletedProcess:
     pip = [sys.executable, "-m", "pip", "install", "--verbose", "--no-build-isolation", "--no-deps", "--no-cache-dir"]
-    return run([*pip, "--target", str(target), str(sdist)], target.parent, **environment)
+    # Where there is nvcc, it would compile for minutes what these tests do not look at.
+    return run([*pip, "--target", str(target), str(sdist)], target.parent, **{"KALEIDO_CUDA": "0", **environment})
 
 
 def assert_works_on_the_reference_path(target: Path) -> list[str]:
@@ -79,7 +80,9 @@ def assert_works_on_the_reference_path(target: Path) -> list[str]:
 def test_sdist_holds_what_the_kernels_are_built_from(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "cpu").iterdir() if p.suffix in (".cpp", ".h", ".py")}
+    kinds = (".cpp", ".cu", ".cuh", ".h", ".py")
+    folders = (ROOT / "cpu", ROOT / "cuda")
+    sources = {p.relative_to(ROOT).as_posix() for folder in folders for p in folder.iterdir() if p.suffix in kinds}
     assert {"setup.py", "pyproject.toml", "LICENSE", "README.md", "kaleido_audio/py.typed"} | sources <= names
     assert not [name for name in names if name.endswith((".so", ".o"))]
 
@@ -109,6 +112,20 @@ def test_what_fails_is_told_and_the_package_installed(
     assert result.returncode == 0, result.stderr
     assert why in result.stdout + result.stderr
     assert_works_on_the_reference_path(tmp_path / "target")
+
+
+def test_the_cuda_kernels_need_those_of_the_processor(sdist: Path, tmp_path: Path) -> None:
+    result = install(sdist, tmp_path / "target", CXX="false", KALEIDO_CUDA="1")
+    assert result.returncode == 0, result.stderr
+    assert "CUDA kernels" not in result.stdout + result.stderr
+    assert_works_on_the_reference_path(tmp_path / "target")
+
+
+def test_insisting_on_cuda_without_nvcc_is_an_error(sdist: Path, tmp_path: Path) -> None:
+    baseline = {"KALEIDO_CXXFLAGS": "-O0 -DKALEIDO_ONLY_BASELINE"}
+    result = install(sdist, tmp_path / "target", KALEIDO_CUDA="1", NVCC="no-such-nvcc", **baseline)
+    assert result.returncode != 0
+    assert "NVCC names 'no-such-nvcc'" in result.stdout + result.stderr
 
 
 def test_an_older_torch_is_named(sdist: Path, tmp_path: Path) -> None:
