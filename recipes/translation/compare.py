@@ -1,0 +1,157 @@
+"""Several rows over several seeds: the table beside the paper's, and the curves."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from recipes.timit.files import replace_text
+from recipes.translation.config import ROWS, TITLES, Config
+from recipes.translation.counts import PAPER
+from recipes.translation.data import Data
+from recipes.translation.evaluate import Result, evaluate
+from recipes.translation.training import train
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        row: its name in `recipes.translation.config.ROWS`.
+        seed: of it.
+        result: what evaluation found.
+        history: a line for every checkpoint.
+    """
+
+    row: str
+    seed: int
+    result: Result
+    history: list[dict[str, float]]
+
+
+def compare(
+    configs: Mapping[str, Config],
+    data: Data,
+    out: Path,
+    *,
+    seeds: Sequence[int],
+    accelerator: str = "auto",
+    progress: bool = True,
+) -> str:
+    """Train and evaluate what is not finished in ``out``, one after the other; write table and figure.
+
+    Args:
+        configs: by row.
+        data: to learn from.
+        out: folder; ``ROW-seedN`` in it are the runs, ``table.md`` and ``curves.png`` the result.
+        seeds: of every row.
+        accelerator, progress: as `recipes.translation.training.train` takes them.
+
+    Returns:
+        the table as Markdown.
+    """
+    runs = []
+    for row, config in configs.items():
+        for seed in seeds:
+            mine, folder = replace(config, seed=seed), out / f"{row}-seed{seed}"
+            if not is_finished(mine, folder):
+                if progress:
+                    print(f"{TITLES[row]}, seed {seed}")
+                train(mine, data, folder, accelerator=accelerator, progress=progress)
+                evaluate(mine, data, folder, accelerator=accelerator, progress=progress)
+            runs.append(load_run(row, folder))
+    table = markdown(runs, data.title)
+    replace_text(out / "table.md", table + "\n")
+    figure(runs, data.title).savefig(out / "curves.png", dpi=120)
+    return table
+
+
+def is_finished(config: Config, folder: Path) -> bool:
+    """Whether a folder holds the result of such a run after all its updates."""
+    paths = folder / "config.json", folder / "result.json"
+    if not all(path.is_file() for path in paths) or Config.load(paths[0]) != config:
+        return False
+    return Result.load(paths[1]).updates == config.updates
+
+
+def load_run(row: str, folder: Path) -> Run:
+    """Read a finished run.
+
+    Raises:
+        ValueError: it is not finished.
+    """
+    for name in ("config.json", "result.json", "history.json"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is missing: train and evaluate the run first")
+    history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
+    return Run(row, Config.load(folder / "config.json").seed, Result.load(folder / "result.json"), history)
+
+
+def markdown(runs: Sequence[Run], title: str) -> str:
+    """A table with a line for each row: what was measured here, and the paper's BLEU on IWSLT'14."""
+    lines = [
+        "| model | parameters | BLEU, tokens | BLEU, detokenised | loss on valid | paper: BLEU on IWSLT'14 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in ROWS:
+        mine = [run.result for run in runs if run.row == row]
+        if mine:
+            paper = PAPER.get(row)
+            cells = [
+                TITLES[row],
+                f"{mine[0].parameters:,}",
+                _spread([result.test_bleu for result in mine], 2),
+                _spread([result.test_detokenized for result in mine], 2),
+                _spread([result.valid_loss for result in mine], 3),
+                f"{paper.bleu}" if paper else "-",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    seeds = sorted({run.seed for run in runs})
+    search = sorted({(run.result.beam, run.result.length_penalty, run.result.updates) for run in runs})
+    notes = [
+        f"Test set of {title}. Seeds: {', '.join(map(str, seeds))}"
+        + ("; mean and standard deviation." if len(seeds) > 1 else "."),
+        *(f"Beam {beam}, length penalty {penalty:g}, {updates:,} updates." for beam, penalty, updates in search),
+        "BLEU of lower-cased Moses tokens (" + "; ".join(sorted({run.result.signatures[0] for run in runs})) + ") and "
+        "of detokenised text (" + "; ".join(sorted({run.result.signatures[1] for run in runs})) + ").",
+    ]
+    return "\n".join([*lines, "", *notes])
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    """Mean and standard deviation.
+
+    >>> _spread([1.0, 2.0], 1), _spread([1.0], 1)
+    ('1.5 ± 0.7', '1.0')
+    """
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def figure(runs: Sequence[Run], title: str) -> Figure:
+    """Loss on valid over the updates, and over hours of training."""
+    result = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = result.subplots(1, 2, sharey=True)
+    for color, row in enumerate(name for name in ROWS if any(run.row == name for run in runs)):
+        for run in (run for run in runs if run.row == row):
+            losses = [line["valid_loss"] for line in run.history]
+            hours, total = [], 0.0
+            for line in run.history:
+                total += line["seconds"] / 3600
+                hours.append(total)
+            label = TITLES[row] if run.seed == min(r.seed for r in runs if r.row == row) else None
+            left.plot([line["update"] for line in run.history], losses, color=f"C{color}", label=label)
+            right.plot(hours, losses, color=f"C{color}")
+    left.set(xlabel="updates", ylabel="cross-entropy on valid (nats a subword)")
+    right.set(xlabel="hours of training")
+    left.legend(fontsize="small")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    result.suptitle(title, fontsize="medium")
+    return result
