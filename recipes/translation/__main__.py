@@ -175,21 +175,14 @@ def _load_config(folder: Path) -> Config:
     return Config.load(path)
 
 
-def _data_of(folder: Path, root: Path) -> Data:
-    """The data of a run, checked to be what it was trained on."""
-    data = load_data(root)
-    about = json.loads((folder / "data.json").read_text(encoding="utf-8"))
-    if about["summary"] != data.summary():
-        raise ValueError(f"{folder} was trained on other data: {about['summary']}; {root} holds {data.summary()}")
-    return data
-
-
 def _evaluate(args: argparse.Namespace) -> None:
     from recipes.translation.evaluate import evaluate
+    from recipes.translation.training import check_data
 
     config = _load_config(args.folder)
     given = {name: getattr(args, name) for name in ("beam", "length_penalty") if getattr(args, name) is not None}
-    data = _data_of(args.folder, args.data)
+    data = load_data(args.data)
+    check_data(data, args.folder)
     config = replace(config, **given)
     _print(evaluate(config, data, args.folder, accelerator=args.accelerator, progress=not args.quiet))
 
@@ -201,13 +194,14 @@ def _print(result: Any) -> None:
 def _translate(args: argparse.Namespace) -> None:
     from recipes.translation.data import read_lines
     from recipes.translation.evaluate import translate_text
-    from recipes.translation.training import load_averaged
+    from recipes.translation.training import check_data, load_averaged
 
     config = _load_config(args.folder)
     beam = config.beam if args.beam is None else args.beam
     if beam < 1:
         raise ValueError(f"expected --beam >= 1, got {beam}")
-    data = _data_of(args.folder, args.data)
+    data = load_data(args.data)
+    check_data(data, args.folder)
     model = load_averaged(config, data, args.folder)
     if args.input is not None and not args.input.is_file():
         raise ValueError(f"--input: there is no {args.input}")

@@ -26,6 +26,9 @@ give its 30 million parameters."""
 KERNELS = (3, 7, 15, 31)
 """Widths of the convolutions of the first layers; all further layers have the last."""
 
+LONGEST = 1024
+"""Subwords of a sentence at most: the positions of the models."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -107,6 +110,8 @@ class Config:
                 f"expected max_length <= batch_tokens, so that every pair fits a batch, got {self.max_length} and "
                 f"{self.batch_tokens}"
             )
+        if self.max_length > LONGEST:
+            raise ValueError(f"expected max_length <= {LONGEST}, the model's positions, got {self.max_length}")
         for name in ("dropout", "attention_dropout", "weight_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"expected {name} in [0, 1), got {getattr(self, name)}")

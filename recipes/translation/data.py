@@ -7,6 +7,7 @@ line) and as ``.tok.de`` and ``.tok.en`` (Moses tokens, lower-cased); ``bpe.de.j
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -94,6 +95,11 @@ class Vocabulary:
     def _symbol(self, i: int) -> str:
         first = len(_SPECIAL)
         return str(self.tokenizer.id_to_token(self.kept[i - first])) if i >= first else _SPECIAL[i] + _SUFFIX
+
+    def fingerprint(self) -> str:
+        """Of the subwords in the order of their ids: weights fit no vocabulary with another one."""
+        symbols = [str(self.tokenizer.id_to_token(i)) for i in self.kept]
+        return hashlib.sha256("\n".join(symbols).encode()).hexdigest()[:16]
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
@@ -274,6 +280,7 @@ def load_data(root: Path) -> Data:
     splits = {}
     for split in SPLITS:
         lines = {kind: read_lines(root / f"{split}.{kind}") for kind in ("en", "tok.de", "tok.en")}
+        check_no_empty({root / f"{split}.{kind}": part for kind, part in lines.items()})
         sizes = {kind: len(part) for kind, part in lines.items()}
         if set(sizes.values()) != {about["pairs"][split]}:
             raise CorpusError(
@@ -295,6 +302,14 @@ def read_lines(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path} is no UTF-8 text ({error}): convert it, e.g. with iconv") from error
     return [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+
+
+def check_no_empty(files: Mapping[Path, Sequence[str]]) -> None:
+    """Raise `CorpusError` where a line of a file holds nothing."""
+    for path, lines in files.items():
+        empty = next((number for number, line in enumerate(lines, 1) if not line.strip()), None)
+        if empty is not None:
+            raise CorpusError(f"{path}, line {empty} is empty: expected a sentence on every line")
 
 
 def batches(lengths: np.ndarray, tokens: int, seed: tuple[int, int] | None = None) -> list[np.ndarray]:

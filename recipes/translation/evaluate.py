@@ -12,7 +12,7 @@ import torch
 from rich.progress import Progress
 
 from recipes.timit.files import replace_text
-from recipes.translation.config import Config
+from recipes.translation.config import LONGEST, Config
 from recipes.translation.counts import count_parameters
 from recipes.translation.data import Data, detokenized, moses_tokens
 from recipes.translation.model import Translator
@@ -147,9 +147,15 @@ def translate_text(
         data: whose vocabularies it was trained with.
         lines: plain text.
         beam, length_penalty: as `recipes.translation.search.beam_search` takes them.
+
+    Raises:
+        ValueError: a sentence longer than the model's positions.
     """
     places = [i for i, line in enumerate(lines) if line.strip()]
     sources = data.source.encode(moses_tokens([lines[i] for i in places], "de"))
+    for i, source in zip(places, sources, strict=True):
+        if len(source) > LONGEST:
+            raise ValueError(f"line {i + 1} has {len(source)} subwords, and the model takes {LONGEST}: cut it")
     ids = translate(model, sources, beam=beam, length_penalty=length_penalty)
     result = [""] * len(lines)
     for i, text in zip(places, detokenized(data.target.decode(ids)), strict=True):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kaleido_audio.nn import replace_linear
-from recipes.translation.config import K_SETS, KERNELS, Config
+from recipes.translation.config import K_SETS, KERNELS, LONGEST, Config
 from recipes.translation.kstack import StackedKLinear
 
 PAD, EOS, UNK = 0, 1, 2
@@ -59,7 +59,7 @@ class Positions(nn.Module):
 
     table: Tensor
 
-    def __init__(self, vocabulary: int, dim: int, dropout: float, length: int = 1024) -> None:
+    def __init__(self, vocabulary: int, dim: int, dropout: float, length: int = LONGEST) -> None:
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, dim, padding_idx=PAD)
         nn.init.normal_(self.tokens.weight, std=dim**-0.5)
@@ -72,9 +72,16 @@ class Positions(nn.Module):
         self.register_buffer("table", table, persistent=False)
 
     def forward(self, tokens: Tensor, start: int = 0) -> Tensor:
-        """Embed tokens."""
+        """Embed tokens.
+
+        Raises:
+            ValueError: a longer sentence than there are positions.
+        """
+        end = start + tokens.shape[1]
+        if end > len(self.table):
+            raise ValueError(f"expected sentences of at most {len(self.table)} subwords, got one of {end}")
         x = self.tokens(tokens) * self.table.shape[1] ** 0.5
-        return self.dropout(x + self.table[start : start + tokens.shape[1]])
+        return self.dropout(x + self.table[start:end])
 
 
 class Attention(nn.Module):

@@ -17,7 +17,7 @@ from rich.progress import track
 
 from recipes.timit.corpus import CorpusError
 from recipes.timit.prepare.debian import unpack
-from recipes.translation.data import LANGUAGES, SPLITS, check_free, read_lines, write_data
+from recipes.translation.data import LANGUAGES, SPLITS, check_free, check_no_empty, read_lines, write_data
 
 PACKAGES = ("libreoffice-help-de", "libreoffice-help-en-us", "trans-de-en", "libreoffice-l10n-de")
 """Unpacked from the archive; the package descriptions come with the package lists."""
@@ -62,10 +62,11 @@ def prepare_iwslt(
         progress: show progress bars.
 
     Raises:
-        CorpusError: files that are missing or have unequal numbers of lines.
+        CorpusError: files that are missing or have unequal numbers of lines; empty lines in valid or test. Pairs of
+            train with an empty side are left out and counted in ``dataset.json``.
     """
     check_free(out, overwrite=overwrite)
-    text = {}
+    text, left_out = {}, 0
     for split in SPLITS:
         paths = [source / f"{split}.{language}" for language in LANGUAGES]
         for path in paths:
@@ -77,9 +78,17 @@ def prepare_iwslt(
         german, english = (read_lines(path) for path in paths)
         if len(german) != len(english):
             raise CorpusError(f"{paths[0]} has {len(german)} lines and {paths[1]} {len(english)}: expected as many")
+        if split != "train":
+            # BLEU on fewer sentences would be another BLEU.
+            check_no_empty(dict(zip(paths, (german, english), strict=True)))
         kept = [(d, e) for d, e in zip(german, english, strict=True) if d.strip() and e.strip()]
+        left_out += len(german) - len(kept)
         text[split] = ([d for d, _ in kept], [e for _, e in kept])
-    about = {"name": "IWSLT'14", "source": f"plain text{', tokenised already' if tokenized else ''}"}
+    about = {
+        "name": "IWSLT'14",
+        "source": f"plain text{', tokenised already' if tokenized else ''}",
+        "left_out": {"empty": left_out},
+    }
     return write_data(
         out, text, about, symbols=symbols, joint=joint, tokenized=tokenized, overwrite=overwrite, progress=progress
     )

@@ -9,13 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recipes.translation.config import LONGEST
 from recipes.translation.data import batches, padded
 from recipes.translation.model import EOS, PAD, Translator
 
 
 def longest_output(source_length: int) -> int:
-    """Subwords of an output at most, its end included, for a source of so many."""
-    return 2 * source_length + 10
+    """Subwords of an output at most, its end included, for a source of so many.
+
+    >>> longest_output(20), longest_output(1000)
+    (50, 1024)
+    """
+    return min(2 * source_length + 10, LONGEST)
 
 
 @torch.no_grad()

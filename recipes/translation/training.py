@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +279,7 @@ def train(
     Under torchrun, every process calls this and the batches are shared out.
 
     Args:
-        config: of the run; must equal the one in ``run_dir`` if there is one.
+        config: of the run; must equal the one in ``run_dir`` if there is one, but for more updates.
         data: what it learns from.
         run_dir: receives config.json, history.json and checkpoints/.
         accelerator: ``"cpu"``, ``"gpu"`` or ``"auto"``.
@@ -290,7 +290,7 @@ def train(
         whether this is the first, or only, process: the one that goes on to evaluate.
 
     Raises:
-        ValueError: ``run_dir`` holds a run with another configuration, or another process trains in it.
+        ValueError: ``run_dir`` holds a run that this one does not continue, or another process trains in it.
     """
     processes = Processes(accelerator)
     with ExitStack() as stack:
@@ -319,20 +319,56 @@ def sole_trainer(run_dir: Path) -> Iterator[None]:
 
 
 def prepare_run_dir(config: Config, data: Data, run_dir: Path) -> None:
-    """Create the folder of a run, or check that it belongs to the same one.
+    """Create the folder of a run, or check that it belongs to the same one, which may be made longer.
+
+    The schedule does not depend on the number of updates: a run with more of them goes on where the shorter one
+    ended, and is then what it had been from the start.
 
     Raises:
-        ValueError: it holds a run with another configuration or other data.
+        ValueError: it holds a run with another configuration or other data, or one that cannot be made longer.
     """
-    path, about = run_dir / "config.json", run_dir / "data.json"
-    mine = json.dumps({"name": data.name, "summary": data.summary()}, indent=1) + "\n"
-    same = not path.exists() or (asdict(Config.load(path)) == asdict(config) and about.read_text() == mine)
-    if not same:
-        raise ValueError(f"{path} belongs to a run with another configuration or other data: give another folder, "
-                         "or remove this one")  # fmt: skip
+    path = run_dir / "config.json"
+    if path.exists():
+        check_data(data, run_dir)
+        old = Config.load(path)
+        # The search has no part in the training.
+        longer = replace(old, updates=config.updates, beam=config.beam, length_penalty=config.length_penalty)
+        if longer != config:
+            other = [name for name, value in asdict(longer).items() if value != getattr(config, name)]
+            raise ValueError(
+                f"{path} belongs to a run with another configuration ({', '.join(other)}): give another folder, or "
+                "remove this one"
+            )
+        if config.updates < old.updates:
+            raise ValueError(f"{path} belongs to a run of {old.updates} updates: expected as many or more of them, "
+                             f"got {config.updates}")  # fmt: skip
+        if config.updates > old.updates and old.updates % config.save_every:
+            raise ValueError(
+                f"the run of {path} cannot be made longer: the checkpoint after its {old.updates} updates would not "
+                f"be one of the longer run, which saves every {config.save_every}; give another folder"
+            )
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    replace_text(about, mine)
+    replace_text(run_dir / "data.json", json.dumps(_about(data), indent=1) + "\n")
     config.save(path)
+
+
+def check_data(data: Data, run_dir: Path) -> None:
+    """Raise ValueError where a run was trained on other data, or with other subwords."""
+    path = run_dir / "data.json"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: expected the folder of a run")
+    theirs, mine = json.loads(path.read_text(encoding="utf-8")), _about(data)
+    if theirs["summary"] != mine["summary"]:
+        raise ValueError(f"{run_dir} was trained on other data ({theirs['summary']}) than given ({mine['summary']})")
+    if theirs["subwords"] != mine["subwords"]:
+        raise ValueError(
+            f"{run_dir} was trained with other subwords of the same number: give the prepared folder that it was "
+            "trained on"
+        )
+
+
+def _about(data: Data) -> dict[str, Any]:
+    return {"summary": data.summary(), "subwords": [data.source.fingerprint(), data.target.fingerprint()]}
 
 
 def weight_files(run_dir: Path) -> list[Path]:
