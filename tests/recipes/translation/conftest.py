@@ -7,17 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-for package in ("tokenizers", "sacremoses", "sacrebleu"):
-    pytest.importorskip(package)
+pytest.importorskip("tokenizers")
+pytest.importorskip("sacremoses")
+pytest.importorskip("sacrebleu")
 
 from recipes.translation.config import ROWS, Config
 from recipes.translation.data import SPLITS, Data, Text, load_data, write_data
 
-WORDS = dict(
-    zip(
-        "null eins zwei drei vier acht neun zehn".split(), "zero one two three four eight nine ten".split(), strict=True
-    )
-)
+WORDS = {"null": "zero", "eins": "one", "zwei": "two", "drei": "three", "vier": "four", "acht": "eight", "zehn": "ten"}
 SIZES = {"train": 400, "valid": 20, "test": 30}
 
 

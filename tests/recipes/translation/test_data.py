@@ -52,10 +52,10 @@ def test_what_is_written_is_read_again(data: Data, prepared: Path) -> None:
 
 def test_subwords_of_unseen_words_and_signs() -> None:
     (vocabulary,) = learn_vocabularies([["low lower lowest", "new newer"]], 30, joint=False)
-    (ids,) = vocabulary.encode(["newest lox"])
-    assert ids[-1] == EOS and list(ids).count(UNK) == 1
-    assert vocabulary.decode([ids]) == ["newest lo<unk>"]
-    assert vocabulary.decode([[*ids[:2], EOS, 5, PAD]])[0] in "newest lo<unk>"
+    (ids,) = vocabulary.encode(["lower ß new"])
+    assert ids[-1] == EOS and ids.tolist().count(UNK) == 1
+    assert vocabulary.decode([ids]) == ["lower <unk> new"]
+    assert vocabulary.decode([[PAD, *ids, 5, 6]]) == ["lower <unk> new"]
 
 
 def test_languages_share_an_encoding_or_not() -> None:
@@ -118,7 +118,7 @@ def test_a_missing_file_is_named(broken: Path) -> None:
 def test_a_line_too_few_is_named(broken: Path) -> None:
     lines = (broken / "test.tok.en").read_text().splitlines()
     (broken / "test.tok.en").write_text("\n".join(lines[1:]) + "\n")
-    with pytest.raises(CorpusError, match="expected 30 lines in every file of test, got .*'tok.en': 29"):
+    with pytest.raises(CorpusError, match=r"expected 30 lines in every file of test, got .*'tok.en': 29"):
         load_data(broken)
 
 
@@ -197,8 +197,9 @@ def test_iwslt_that_does_not_fit(tmp_path: Path) -> None:
 
 
 def test_descriptions_are_joined_on_their_checksum(tmp_path: Path) -> None:
-    german = "Package: libfoo-dev\nDescription-md5: aa\nDescription-de: Bibliothek für Töne\n Sie ist schnell. Sehr schnell!\n .\n * ein Punkt\n"
-    english = "Package: libfoo-dev\nDescription-md5: aa\nDescription-en: library for sounds\n It is fast. Very fast!\n .\n * an item\n"
+    head = "Package: libfoo-dev\nDescription-md5: aa\n"
+    german = f"{head}Description-de: Bibliothek für Töne\n Sie ist schnell. Sehr schnell!\n .\n * ein Punkt\n"
+    english = f"{head}Description-en: library for sounds\n It is fast. Very fast!\n .\n * an item\n"
     other = "\nPackage: bar\nDescription-md5: bb\nDescription-en: something else\n"
     (tmp_path / "x_Translation-de").write_text(german)
     (tmp_path / "x_Translation-en").write_text(english + other)
