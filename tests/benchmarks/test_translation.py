@@ -1,0 +1,64 @@
+"""The translation benchmark: equal lengths, int8 that still translates, and a tiny run from end to end."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("tokenizers")
+
+from benchmarks import translation
+from benchmarks.runner import Results
+from recipes.translation.config import ROWS, Config
+from recipes.translation.model import EOS, Translator
+
+SMALL = {"dim": 32, "ffn": 32, "encoder_layers": 1, "decoder_layers": 2}
+
+
+def small(row: str) -> Translator:
+    torch.manual_seed(0)
+    return Translator(Config(**{**ROWS[row], **SMALL}), 20, 20).eval()
+
+
+@pytest.mark.parametrize("row", ["transformer", "dynamicconv-k-all+output"])
+def test_as_many_words_as_asked_for_and_each_the_likeliest(row: str) -> None:
+    model = small(row)
+    source = torch.tensor([[5, 6, 7, EOS]])
+    with torch.no_grad():
+        words = translation.written(model, source, 9)
+        logits = model(source, torch.tensor([[EOS, *words[:-1]]]))
+    assert words == logits[0].argmax(-1).tolist() and len(words) == 9
+
+
+def test_int8_layers_are_close_to_the_dense_ones() -> None:
+    model = small("dynamicconv-k-ffn")
+    try:
+        quantized = translation.quantized(model)
+    except translation.Unavailable as reason:
+        pytest.skip(str(reason))
+    kinds = {type(module).__name__ for module in quantized.modules()}
+    dense = [module for module in quantized.modules() if type(module) is torch.nn.Linear]
+    assert not dense and "StackedKLinear" in kinds
+    source, target = torch.tensor([[5, 6, 7, EOS]]), torch.tensor([[EOS, 4, 9, 3]])
+    with torch.no_grad():
+        difference = quantized(source, target) - model(source, target)
+        assert 0 < difference.norm() < 0.1 * model(source, target).norm()
+
+
+def test_a_tiny_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--quick", "--rounds", "1", "--threads", "1", "--out", str(tmp_path), "--cases", "eager"]
+    assert translation.main(arguments) == 0
+    out = capsys.readouterr().out
+    for words in ("speed, DynamicConv = 1", "1.36x, 1.29x", "lengths forced", "not the published ones"):
+        assert words in out
+    found = Results.load(tmp_path / "translation.json")
+    assert list(found.measurements) == ["length22-eager-t1"]
+    assert set(ROWS) <= set(found.get("length22-eager-t1").seconds)
+    assert (tmp_path / "translation.png").stat().st_size > 10_000
+    assert translation.main([*arguments, "--redraw"]) == 0
+    assert capsys.readouterr().out == out
+
+
+def test_a_pattern_that_matches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert translation.main(["--quick", "--out", str(tmp_path), "--cases", "length7"]) == 2
+    assert "no case matches 'length7'" in capsys.readouterr().err
