@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,18 +41,16 @@ class Case:
 
     Attributes:
         length: subwords of the source, its end included, and of the output.
-        compiled: the decoder's step goes through torch.compile.
         threads: that torch may use.
     """
 
     length: int
-    compiled: bool = False
     threads: int = 1
 
     @property
     def name(self) -> str:
-        """All of it, e.g. "length22-eager-t1"."""
-        return f"length{self.length}-{'compiled' if self.compiled else 'eager'}-t{self.threads}"
+        """All of it, e.g. "length22-t1"."""
+        return f"length{self.length}-t{self.threads}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,14 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "translation",
         __doc__,
         argv,
-        "'readme' (eager, one thread), or parts of names such as length22, compiled or t1",
+        "parts of names such as length22 or t1",
     )
     path = options.out / f"translation{'-cuda' if options.device.type == 'cuda' else ''}.json"
     try:
         results = open_results(path, options)
         every = all_cases(options)
-        readme = {case.name for case in every if case.threads == 1 and not case.compiled}
-        cases = selected(every, options.patterns, {"readme": readme})
+        cases = selected(every, options.patterns, {})
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -80,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def all_cases(options: Options) -> list[Case]:
     """Every case, the mean length first."""
     lengths = LENGTHS[:1] if options.quick else LENGTHS
-    return [Case(n, compiled, t) for t in options.threads for compiled in (False, True) for n in lengths]
+    return [Case(n, threads) for threads in options.threads for n in lengths]
 
 
 class Builder:
@@ -144,30 +141,23 @@ def quantized(model: Translator) -> Translator:
     return copy
 
 
-def written(
-    model: Translator, source: Tensor, length: int, step: Callable[[Tensor, object, int], Tensor] | None = None
-) -> list[int]:
+def written(model: Translator, source: Tensor, length: int) -> list[int]:
     """The likeliest next subword, so many times; an end does not end it.
 
     Args:
         model: in evaluation mode.
         source: ``(1, S)``.
         length: subwords to write.
-        step: the decoder's, perhaps compiled.
     """
-    go = step or model.decoder.step
     state = model.decoder.start(*model.encode(source), length)
     words = [torch.full((1,), EOS, device=source.device)]
     for position in range(length):
-        words.append(go(words[-1], state, position).argmax(-1))
+        words.append(model.decoder.step(words[-1], state, position).argmax(-1))
     return torch.cat(words[1:]).tolist()
 
 
 def _contestant(model: Translator, source: Tensor, case: Case) -> Contestant:
-    if not case.compiled:
-        return Contestant(lambda: written(model, source, case.length), case.threads)
-    step = torch.compile(model.decoder.step, dynamic=True)
-    return Contestant(lambda: written(model, source, case.length, step), case.threads)
+    return Contestant(lambda: written(model, source, case.length), case.threads)
 
 
 def describe(case: Case, measurement: Measurement) -> str:
@@ -186,11 +176,11 @@ def describe(case: Case, measurement: Measurement) -> str:
 def case_of(name: str) -> Case:
     """The case of a name.
 
-    >>> case_of("length22-compiled-t2") == Case(22, compiled=True, threads=2)
-    True
+    >>> case_of("length22-t2")
+    Case(length=22, threads=2)
     """
-    length, mode, threads = name.split("-")
-    return Case(int(length.removeprefix("length")), mode == "compiled", int(threads[1:]))
+    length, threads = name.split("-")
+    return Case(int(length.removeprefix("length")), int(threads[1:]))
 
 
 def sections(results: Results) -> list[str]:
@@ -210,7 +200,7 @@ def _table(case: Case, found: Measurement, results: Results) -> str:
         base = PAPER[BASE]
         rows.append([
             NAMES[name],
-            "-" if name not in ROWS else f"{count_row(name) / 1e6:.1f} M",
+            "-" if name not in ROWS or results.environment["quick"] else f"{count_row(name) / 1e6:.1f} M",
             report.milliseconds(time),
             report.number(1 / time.median),
             report.number(case.length / time.median),
@@ -220,12 +210,8 @@ def _table(case: Case, found: Measurement, results: Results) -> str:
         ])  # fmt: skip
     headers = ["model", "parameters", "ms a sentence", "sentences/s", "tokens/s", "speed, DynamicConv = 1",
                "paper: sentences/s, tokens/s"]  # fmt: skip
-    mode = "compiled step" if case.compiled else "eager"
-    title = report.listed(
-        f"{case.length} subwords in and out, batch 1, beam 1",
-        mode,
-        report.threads_text(results.environment, case.threads),
-    )
+    threads = report.threads_text(results.environment, case.threads)
+    title = report.listed(f"{case.length} subwords in and out, batch 1, beam 1, eager", threads)
     quick = " Sizes of --quick, not the published ones." if results.environment["quick"] else ""
     return f"{title}; random weights, lengths forced.{quick}\n\n{report.table(headers, rows)}"
 
@@ -254,11 +240,8 @@ def figure(results: Results) -> Figure | None:
                           va="center", fontsize=9)  # fmt: skip
         axes.invert_yaxis()
         axes.axvline(1.0, color="#444444", linewidth=0.8)
-        mode = "compiled step" if case.compiled else "eager"
-        axes.set_title(
-            report.listed(f"{case.length} subwords", mode, report.threads_text(results.environment, case.threads)),
-            fontsize="medium",
-        )
+        axes.set_title(report.listed(f"{case.length} subwords", report.threads_text(results.environment, case.threads)),
+                       fontsize="medium")  # fmt: skip
         axes.margins(x=0.12)
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
