@@ -27,8 +27,10 @@ def longest_output(source_length: int) -> int:
 def beam_search(model: Translator, source: Tensor, *, beam: int = 4, length_penalty: float = 1.0) -> list[list[int]]:
     """The best output found for every sentence.
 
-    A sentence is finished when ``beam`` hypotheses have ended, each while it was among the best ``beam`` of its step.
-    Those that reach `longest_output` count as ended there.
+    A sentence is finished when ``beam`` hypotheses have ended, each while it was among the best ``beam`` of its step,
+    and the best of them is better than every one that goes on is so far. fairseq does not wait for the latter, and
+    then takes a bad short output where a model is so sure of the good one that all others end early. Hypotheses that
+    reach `longest_output` count as ended there.
 
     Args:
         model: in evaluation mode.
@@ -39,7 +41,7 @@ def beam_search(model: Translator, source: Tensor, *, beam: int = 4, length_pena
     Returns:
         subwords of every output, with `EOS` where it ended by itself.
 
-    Source: the search of fairseq's generate.py.
+    Source: the search of fairseq's generate.py, but for its end.
     """
     n, limit = len(source), longest_output(source.shape[1])
     device = source.device
@@ -64,7 +66,12 @@ def beam_search(model: Translator, source: Tensor, *, beam: int = 4, length_pena
             ended = [*outputs[row, parents[row, column], 1 : t + 1].tolist(), int(words[row, column])]
             rank = best[row, column].item() / len(ended) ** length_penalty
             finished[sentences[row]].append((rank, ended))
-        rows = [row for row, sentence in enumerate(sentences) if len(finished[sentence]) < beam]
+        leaders = (best.masked_fill(ends, -math.inf).amax(1) / (t + 1) ** length_penalty).tolist()
+        rows = [
+            row
+            for row, sentence in enumerate(sentences)
+            if len(finished[sentence]) < beam or leaders[row] > max(finished[sentence])[0]
+        ]
         if last or not rows:
             break
         kept = torch.tensor(rows, device=device)

@@ -79,6 +79,12 @@ def test_the_length_penalty_weighs_long_against_short() -> None:
     assert search(rows, beam=3, length_penalty=1.0)[0] == [B, C, C, C, EOS]
 
 
+def test_a_sure_sentence_is_not_lost_to_short_ones_that_end_earlier() -> None:
+    rows: dict[tuple[int, ...], dict[int, float]] = {(A,) * n: {A: 0.9, EOS: 0.06, B: 0.04} for n in range(6)}
+    for beam in (1, 2, 3, 4):
+        assert search(rows, beam=beam)[0] == [A] * 6 + [EOS]
+
+
 def test_an_output_without_an_end_is_cut() -> None:
     rows = {prefix: {A: 1.0} for n in range(40) for prefix in [(A,) * n]}
     assert search(rows, beam=2) == [[A] * longest_output(3)]
