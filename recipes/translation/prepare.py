@@ -270,8 +270,9 @@ def help_pairs(tree: Path) -> Iterator[Pair]:
         other = root / "en-US" / name
         if other.is_file():
             german, english = _HelpPage.read(page), _HelpPage.read(other)
-            for key in german.keys() & english.keys():
-                yield from aligned(f"help {name}", [german[key]], [english[key]])
+            for key, text in german.items():
+                if key in english:
+                    yield from aligned(f"help {name}", [text], [english[key]])
 
 
 class _HelpPage(HTMLParser):
