@@ -165,6 +165,10 @@ def write_data(
 ) -> Path:
     """Tokenise parallel text, learn its subwords and write a prepared folder, as a whole or not at all.
 
+    Everything but the subwords is the same every time. The tokenizers package breaks ties between pairs of equal
+    number at random, so that a few subwords differ: models to be compared learn from one and the same folder, and
+    `Vocabulary.fingerprint` tells one from another.
+
     Args:
         out: the folder.
         text: by split.
