@@ -9,13 +9,12 @@ of every linear layer, what a user with a dense model would try first.
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks import report
 from benchmarks.runner import Options, Results, Skip, check_memory, open_results, parse_options, run, selected, skip
@@ -23,6 +22,7 @@ from benchmarks.timing import Contestant, Measurement
 from recipes.translation.config import ROWS, TITLES, Config
 from recipes.translation.counts import PAPER, VOCABULARIES, count_row
 from recipes.translation.model import EOS, Translator
+from recipes.translation.quantize import Unavailable, quantized
 
 LENGTHS = (22, 10, 50)
 """Subwords of a sentence; the first is about the mean of the paper's outputs, its tokens over its sentences."""
@@ -117,28 +117,6 @@ class Builder:
         torch.manual_seed(0)
         sizes = QUICK if self.options.quick else {}
         return Translator(Config(**{**ROWS[row], **sizes}), *VOCABULARIES).eval().to(self.options.device)
-
-
-class Unavailable(Exception):
-    """Something that this torch or processor cannot do."""
-
-
-def quantized(model: Translator) -> Translator:
-    """A copy whose linear layers multiply in int8, with activations quantized on the fly.
-
-    Raises:
-        Unavailable: torch has no kernels for it here.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its deprecation in favour of torchao
-        try:
-            from torch.ao.quantization import quantize_dynamic
-
-            copy: Translator = quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
-            copy.decoder.output(torch.zeros(1, 1, copy.decoder.positions.table.shape[1]))
-        except (ImportError, RuntimeError, NotImplementedError) as error:
-            raise Unavailable(f"no dynamic quantization here ({str(error).splitlines()[0]})") from error
-    return copy
 
 
 def written(model: Translator, source: Tensor, length: int) -> list[int]:

@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--run", type=Path, required=True, dest="folder", help="folder of the run")
     evaluate.add_argument("--beam", type=int, help="default: the run's")
     evaluate.add_argument("--length-penalty", type=float, help="default: the run's")
+    evaluate.add_argument("--int8", action="store_true", help="quantize the dense layers; written to int8.json")
     _run_options(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
@@ -184,7 +185,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     data = load_data(args.data)
     check_data(data, args.folder)
     config = replace(config, **given)
-    _print(evaluate(config, data, args.folder, accelerator=args.accelerator, progress=not args.quiet))
+    options = {"accelerator": args.accelerator, "progress": not args.quiet, "int8": args.int8}
+    _print(evaluate(config, data, args.folder, **options))
 
 
 def _print(result: Any) -> None:

@@ -16,6 +16,7 @@ from recipes.translation.config import LONGEST, Config
 from recipes.translation.counts import count_parameters
 from recipes.translation.data import Data, detokenized, moses_tokens
 from recipes.translation.model import Translator
+from recipes.translation.quantize import quantized
 from recipes.translation.search import translate
 from recipes.translation.training import load_averaged, weight_files
 
@@ -97,10 +98,19 @@ def outputs(model: Translator, data: Data, split: str, config: Config, *, progre
     return data.target.decode(ids)
 
 
-def evaluate(config: Config, data: Data, run_dir: Path, *, accelerator: str = "auto", progress: bool = True) -> Result:
+def evaluate(
+    config: Config,
+    data: Data,
+    run_dir: Path,
+    *,
+    accelerator: str = "auto",
+    progress: bool = True,
+    int8: bool = False,
+) -> Result:
     """Translate valid and test with the averaged weights of a run, and score them.
 
-    Writes ``result.json``, and ``test.hyp`` with a line for each sentence of test.
+    Writes ``result.json``, and ``test.hyp`` with a line for each sentence of test; ``int8.json`` and ``int8.hyp`` of
+    the quantized model.
 
     Args:
         config: of the run; beam and length_penalty may differ from those it was trained with.
@@ -108,13 +118,16 @@ def evaluate(config: Config, data: Data, run_dir: Path, *, accelerator: str = "a
         run_dir: its folder.
         accelerator: ``"cpu"``, ``"gpu"`` or ``"auto"``.
         progress: show progress bars.
+        int8: quantize the dense linear layers, on the CPU; `Result.parameters` still counts those of the model.
 
     Raises:
         ValueError: there is no checkpoint.
+        Unavailable: torch has no int8 kernels here.
     """
     model = load_averaged(config, data, run_dir)
-    gpu = accelerator != "cpu" and torch.cuda.is_available()
-    model = model.to("cuda" if gpu else "cpu")
+    parameters = count_parameters(model)
+    gpu = accelerator != "cpu" and torch.cuda.is_available() and not int8
+    model = quantized(model) if int8 else model.to("cuda" if gpu else "cpu")
     history = json.loads((run_dir / "history.json").read_text(encoding="utf-8"))
     found = {split: outputs(model, data, split, config, progress=progress) for split in ("valid", "test")}
     tokens, signature = bleu(found["test"], data.splits["test"].tokens, tokenized=True)
@@ -123,7 +136,7 @@ def evaluate(config: Config, data: Data, run_dir: Path, *, accelerator: str = "a
         data=data.title,
         updates=history[-1]["update"],
         checkpoints=min(config.average, len(weight_files(run_dir))),
-        parameters=count_parameters(model),
+        parameters=parameters,
         valid_loss=history[-1]["valid_loss"],
         valid_bleu=bleu(found["valid"], data.splits["valid"].tokens, tokenized=True)[0],
         test_bleu=tokens,
@@ -132,8 +145,8 @@ def evaluate(config: Config, data: Data, run_dir: Path, *, accelerator: str = "a
         beam=config.beam,
         length_penalty=config.length_penalty,
     )
-    replace_text(run_dir / "test.hyp", "".join(f"{line}\n" for line in found["test"]))
-    result.save(run_dir / "result.json")
+    replace_text(run_dir / ("int8.hyp" if int8 else "test.hyp"), "".join(f"{line}\n" for line in found["test"]))
+    result.save(run_dir / ("int8.json" if int8 else "result.json"))
     return result
 
 

@@ -30,21 +30,6 @@ def test_as_many_words_as_asked_for_and_each_the_likeliest(row: str) -> None:
     assert words == logits[0].argmax(-1).tolist() and len(words) == 9
 
 
-def test_int8_layers_are_close_to_the_dense_ones() -> None:
-    model = small("dynamicconv-k-ffn")
-    try:
-        quantized = translation.quantized(model)
-    except translation.Unavailable as reason:
-        pytest.skip(str(reason))
-    kinds = {type(module).__name__ for module in quantized.modules()}
-    dense = [module for module in quantized.modules() if type(module) is torch.nn.Linear]
-    assert not dense and "StackedKLinear" in kinds
-    source, target = torch.tensor([[5, 6, 7, EOS]]), torch.tensor([[EOS, 4, 9, 3]])
-    with torch.no_grad():
-        difference = quantized(source, target) - model(source, target)
-        assert 0 < difference.norm() < 0.1 * model(source, target).norm()
-
-
 def test_a_tiny_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--quick", "--rounds", "1", "--threads", "1", "--out", str(tmp_path)]
     assert translation.main(arguments) == 0

@@ -12,6 +12,7 @@ from recipes.translation.compare import compare, is_finished, load_run, markdown
 from recipes.translation.config import Config
 from recipes.translation.data import Data
 from recipes.translation.evaluate import Result, bleu, evaluate, translate_text
+from recipes.translation.quantize import Unavailable
 from recipes.translation.training import load_averaged, train
 
 LEARNS = {
@@ -66,6 +67,13 @@ def test_it_learns_the_numbers_and_says_what_it_found(learned, data) -> None:
     assert "a stand-in and not IWSLT'14" in result.data
     hypotheses = (run_dir / "test.hyp").read_text().splitlines()
     assert bleu(hypotheses, data.splits["test"].tokens, tokenized=True)[0] == result.test_bleu
+    try:
+        int8 = evaluate(config, data, run_dir, accelerator="cpu", progress=False, int8=True)
+    except Unavailable:
+        pass
+    else:
+        assert int8.test_bleu > 80 and int8.parameters == result.parameters
+        assert Result.load(run_dir / "int8.json") == int8 and Result.load(run_dir / "result.json") == result
     greedy = evaluate(replace(config, beam=1), data, run_dir, accelerator="cpu", progress=False)
     assert greedy.beam == 1 and greedy.test_bleu > 80
     evaluate(config, data, run_dir, accelerator="cpu", progress=False)

@@ -9,6 +9,7 @@ from recipes.translation.config import ROWS, Config
 from recipes.translation.counts import VOCABULARIES, count_parameters, count_row, markdown
 from recipes.translation.kstack import StackedKLinear
 from recipes.translation.model import EOS, PAD, Translator, apply_kernels
+from recipes.translation.quantize import Unavailable, quantized
 
 SMALL = {"dim": 32, "ffn": 48, "encoder_layers": 2, "decoder_layers": 4}
 
@@ -122,6 +123,20 @@ def test_stacked_k_matrices_are_their_products_below_each_other() -> None:
     torch.testing.assert_close(layer(x), x @ rows.T + layer.bias)
     with pytest.raises(ValueError, match="expected x of shape"):
         layer(torch.zeros(2, 6))
+
+
+def test_int8_layers_are_close_to_the_dense_ones() -> None:
+    model = small("dynamicconv-k-ffn")
+    try:
+        int8 = quantized(model)
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    kinds = [type(module) for module in int8.modules()]
+    assert torch.nn.Linear not in kinds and StackedKLinear in kinds
+    source, target = batch()
+    with torch.no_grad():
+        dense = model(source, target)
+        assert 0 < (int8(source, target) - dense).norm() < 0.1 * dense.norm()
 
 
 @pytest.mark.parametrize(
