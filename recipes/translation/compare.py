@@ -13,9 +13,11 @@ from matplotlib.figure import Figure
 from recipes.timit.files import replace_text
 from recipes.translation.config import ROWS, TITLES, Config
 from recipes.translation.counts import PAPER
-from recipes.translation.data import Data
+from recipes.translation.data import Data, read_lines
 from recipes.translation.evaluate import Result, evaluate
 from recipes.translation.training import train
+
+_SAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,9 @@ def compare(
                 train(mine, data, folder, accelerator=accelerator, progress=progress)
                 evaluate(mine, data, folder, accelerator=accelerator, progress=progress)
             runs.append(load_run(row, folder))
-    table = markdown(runs, data.title)
+    first = {run.row: out / f"{run.row}-seed{run.seed}" / "test.hyp" for run in runs if run.seed == seeds[0]}
+    hypotheses = {row: read_lines(path) for row, path in first.items()}
+    table = "\n".join([markdown(runs, data.title), sampling(hypotheses, data.splits["test"].tokens, seeds[0])]).strip()
     replace_text(out / "table.md", table + "\n")
     figure(runs, data.title).savefig(out / "curves.png", dpi=120)
     return table
@@ -122,6 +126,41 @@ def markdown(runs: Sequence[Run], title: str) -> str:
         "of detokenised text (" + "; ".join(sorted({run.result.signatures[1] for run in runs})) + ").",
     ]
     return "\n".join([*lines, "", *notes])
+
+
+def sampling(hypotheses: Mapping[str, Sequence[str]], references: Sequence[str], seed: int) -> str:
+    """A note on how far BLEU depends on the sentences of the test set: 95 % intervals, and tests of differences.
+
+    Args:
+        hypotheses: tokens of every sentence, by row.
+        references: likewise.
+        seed: that the models were trained with.
+
+    Returns:
+        a sentence; nothing where there is one row only.
+
+    Source: paired bootstrap resampling, Koehn, EMNLP 2004, as sacrebleu has it.
+    """
+    from sacrebleu.metrics import BLEU
+    from sacrebleu.significance import PairedTest
+
+    if len(hypotheses) < 2:
+        return ""
+    base = "dynamicconv" if "dynamicconv" in hypotheses else next(iter(hypotheses))
+    systems: list[tuple[str, Sequence[str]]] = [
+        (row, hypotheses[row]) for row in (base, *(row for row in hypotheses if row != base))
+    ]
+    metric = {"BLEU": BLEU(tokenize="none", force=True, references=[list(references)])}
+    _, scores = PairedTest(systems, metric, references=None, test_type="bs", n_samples=_SAMPLES)()
+    parts = []
+    for (row, _), score in zip(systems, scores["BLEU"], strict=True):
+        assert not isinstance(score, str)
+        p_value = "" if score.p_value is None else f" (p = {score.p_value:.3f})"
+        parts.append(f"{TITLES[row]} {score.score:.2f} ± {score.ci:.2f}{p_value}")
+    return (
+        f"Seed {seed}, BLEU of tokens with 95 % intervals of the choice of test sentences, and p of the difference "
+        f"from {TITLES[base]} ({_SAMPLES:,} paired bootstrap samples; seeds are not in it): {'; '.join(parts)}."
+    )
 
 
 def _spread(values: Sequence[float], digits: int) -> str:

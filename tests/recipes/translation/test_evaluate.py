@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from recipes.translation.__main__ import main
-from recipes.translation.compare import compare, is_finished, load_run, markdown
+from recipes.translation.compare import compare, is_finished, load_run, markdown, sampling
 from recipes.translation.config import Config
 from recipes.translation.data import Data
 from recipes.translation.evaluate import Result, bleu, evaluate, translate_text
@@ -97,6 +97,7 @@ def test_a_comparison_trains_what_is_missing_and_only_that(data, tiny, tmp_path)
     configs = {row: tiny(row, updates=4) for row in rows}
     table = compare(configs, data, tmp_path, seeds=[0, 1], accelerator="cpu", progress=False)
     assert "| Transformer | " in table and " ± " in table and "| 34.4 |" in table
+    assert "Seed 0, BLEU of tokens with 95 %" in table and "(p = " in table
     assert "numbers, a stand-in and not IWSLT'14. Seeds: 0, 1; mean and standard deviation." in table
     assert (tmp_path / "table.md").read_text() == table + "\n" and (tmp_path / "curves.png").stat().st_size > 10_000
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/result.json")}
@@ -111,6 +112,19 @@ def test_a_comparison_trains_what_is_missing_and_only_that(data, tiny, tmp_path)
     (folder / "result.json").unlink()
     with pytest.raises(ValueError, match=r"result\.json is missing: train and evaluate the run first"):
         load_run("transformer", folder)
+
+
+def test_a_better_model_is_told_from_one_that_is_as_good(data) -> None:
+    references = data.splits["test"].tokens
+    worse = [" ".join(line.split()[:-1]) if i % 2 else line for i, line in enumerate(references)]
+    # The same number of errors, on other sentences.
+    other = [line if i % 2 else " ".join(line.split()[:-1]) for i, line in enumerate(references)]
+    note = sampling({"transformer": references, "dynamicconv": worse, "dynamicconv-k-ffn": other}, references, 0)
+    parts = note.split(": ", 1)[1].split("; ")
+    p_values = [float(part.split("p = ")[1].rstrip(").")) for part in parts[1:]]
+    assert parts[0].startswith("DynamicConv ") and "p = " not in parts[0]
+    assert parts[1].startswith("Transformer 100.00 ± 0.00") and p_values[0] < 0.01 < 0.05 < p_values[1]
+    assert sampling({"transformer": references}, references, 0) == ""
 
 
 # --- command line ---
