@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("tokenizers")
-
 from benchmarks import translation
 from benchmarks.runner import Results
 from recipes.translation.config import ROWS, Config

@@ -1,44 +1,32 @@
-"""A made-up language pair: numbers, translated word by word."""
+"""A prepared folder of the made-up language pair, and configurations small enough for it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 
-pytest.importorskip("tokenizers")
-pytest.importorskip("sacremoses")
-pytest.importorskip("sacrebleu")
-
 from recipes.translation.config import ROWS, Config
-from recipes.translation.data import SPLITS, Data, Text, load_data, write_data
+from tests.recipes.translation.toy import numbers
 
-WORDS = {"null": "zero", "eins": "one", "zwei": "two", "drei": "three", "vier": "four", "acht": "eight", "zehn": "ten"}
-SIZES = {"train": 400, "valid": 20, "test": 30}
-
-
-def sentences(number: int, seed: int) -> tuple[list[str], list[str]]:
-    """Sentences of 2 to 6 numbers with a capital and a stop, in both languages."""
-    generator = np.random.default_rng(seed)
-    german = [generator.choice(list(WORDS), generator.integers(2, 7)).tolist() for _ in range(number)]
-    english = [[WORDS[word] for word in line] for line in german]
-    texts = [[f"{' '.join(line).capitalize()}." for line in side] for side in (german, english)]
-    return texts[0], texts[1]
-
-
-def numbers() -> Text:
-    return {split: sentences(SIZES[split], seed) for seed, split in enumerate(SPLITS)}
+if TYPE_CHECKING:
+    from recipes.translation.data import Data
 
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from recipes.translation.data import write_data
+
     out = tmp_path_factory.mktemp("numbers") / "data"
     return write_data(out, numbers(), {"name": "numbers"}, symbols=60, joint=True, progress=False)
 
 
 @pytest.fixture(scope="session")
 def data(prepared: Path) -> Data:
+    from recipes.translation.data import load_data
+
     return load_data(prepared)
 
 
@@ -49,7 +37,7 @@ TINY = {
 
 
 @pytest.fixture
-def tiny():  # type: ignore[no-untyped-def]
+def tiny() -> Callable[..., Config]:
     """Makes a small configuration of a row."""
 
     def make(row: str = "dynamicconv", **changes: object) -> Config:

@@ -9,6 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+pytest.importorskip("tokenizers")
+pytest.importorskip("sacremoses")
+
 from recipes.timit.corpus import CorpusError
 from recipes.translation.data import (
     Data,
@@ -33,7 +36,7 @@ from recipes.translation.prepare import (
     problem_of,
     split_by_document,
 )
-from tests.recipes.translation.conftest import SIZES, numbers
+from tests.recipes.translation.toy import SIZES, numbers
 
 
 def test_what_is_written_is_read_again(data: Data, prepared: Path) -> None:

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("tokenizers")
+pytest.importorskip("sacremoses")
+pytest.importorskip("sacrebleu")
+
 from recipes.translation.__main__ import main
 from recipes.translation.compare import compare, is_finished, load_run, markdown, sampling
 from recipes.translation.config import Config

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+pytest.importorskip("tokenizers")
+
 from recipes.translation.config import LONGEST, ROWS, Config
 from recipes.translation.model import EOS, PAD, UNK, Translator
 from recipes.translation.search import beam_search, longest_output, translate

@@ -14,6 +14,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+pytest.importorskip("tokenizers")
+pytest.importorskip("sacremoses")
+
 from recipes.translation.config import Config
 from recipes.translation.data import Data, Pairs, Vocabulary
 from recipes.translation.model import PAD
