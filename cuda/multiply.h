@@ -203,7 +203,7 @@ struct WarpVectors {
       for (int row = 0; row < kRows; ++row) {
         const auto vector = open(first + row);
         KALEIDO_UNROLL
-        for (int h = 0; h < kRegisters; ++h) f(vector, (Tile::kStrided ? forgotten(start) : start) + h * step, x[row][h]);
+        for (int h = 0; h < kRegisters; ++h) f(vector, start + h * step, x[row][h]);
       }
     }
   }
@@ -235,19 +235,23 @@ KALEIDO_DEVICE void multiply_tiles(const MultiplyArgs<Number, Source, Sink>& arg
   Unit<Number>* units = reinterpret_cast<Unit<Number>*>(block.shared() + args.shared_offset);
   const int total = stages.last - stages.first;
   if (kResident) {
-    load_coefficients<Number, Tile>(stages, map, place_of<Warp::kRows>(args, 0, block).tile, stages.first, total, units, block);
+    const int tile = place_of<Warp::kRows>(args, 0, block).tile;
+    load_coefficients<Number, Tile>(stages, map, tile, stages.first, total, units, block);
     block.sync();
   }
   const int first_factor = stages.first / stages.log_n, last_factor = (stages.last - 1) / stages.log_n;
   // All warps make as many rounds: where coefficients change, they wait for each other.
-  const std::int64_t of_round = place_of<Warp::kRows>(args, 1, block).first - place_of<Warp::kRows>(args, 0, block).first;
-  const std::int64_t before = place_of<Warp::kRows>(args, 0, block).first - std::int64_t(warp) * Warp::kRows;
-  const int rounds = int((args.tile_rows - before + of_round - 1) / of_round);
+  const std::int64_t begin = place_of<Warp::kRows>(args, 0, block).first;
+  const std::int64_t of_round = place_of<Warp::kRows>(args, 1, block).first - begin;
+  const std::int64_t of_block = begin - std::int64_t(warp) * Warp::kRows;
+  const int rounds = int((args.tile_rows - of_block + of_round - 1) / of_round);
   for (int round = 0; round < rounds; ++round) {
     Warp vectors;
-    args.source.visit([&](auto open) {
-      const Place place = place_of<Warp::kRows>(args, round, block);
-      vectors.for_each(map, place.tile, place.first, lane, open, [](const auto& vector, int i, Number& x) { x = vector(i); });
+    const auto& now = forgotten<MultiplyArgs<Number, Source, Sink>>(args);
+    now.source.visit([&](auto open) {
+      const Place place = place_of<Warp::kRows>(now, round, block);
+      const auto read = [](const auto& vector, int i, Number& x) { x = vector(i); };
+      vectors.for_each(now.map, place.tile, place.first, lane, open, read);
     });
     vectors.to_register_order(lane);
     int begun = 0;  // the first stage whose coefficients are in shared memory, less stages.first
@@ -294,8 +298,9 @@ KALEIDO_DEVICE void multiply_tiles(const MultiplyArgs<Number, Source, Sink>& arg
     }
     if (last_factor % 2 == 0) trade_all(false);
     vectors.to_memory_order(lane);
-    const Place place = place_of<Warp::kRows>(args, round, block);
-    args.sink.template store<Tile>(vectors, map, place.tile, place.first, lane, warp, block);
+    const auto& then = forgotten<MultiplyArgs<Number, Source, Sink>>(args);
+    const Place place = place_of<Warp::kRows>(then, round, block);
+    then.sink.template store<Tile>(vectors, then.map, place.tile, place.first, lane, warp, block);
   }
 }
 

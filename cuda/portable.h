@@ -23,4 +23,14 @@ KALEIDO_DEVICE int forgotten(int x) {
   return x;
 }
 
+// Likewise what a reference refers to: read through it, nothing is kept that was computed from x before.
+template <class T>
+KALEIDO_DEVICE const T& forgotten(const T& x) {
+  const T* pointer = &x;
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+l"(pointer));
+#endif
+  return *pointer;
+}
+
 }  // namespace kaleido_cuda
