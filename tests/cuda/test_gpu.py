@@ -1,0 +1,135 @@
+"""The CUDA kernels on a GPU against the definition, and their manners: streams, graphs, the same bits in every run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kaleido_audio import exact, ops
+from kaleido_audio.ops import native
+from kaleido_audio.ops.reference import multiply_by_stages, power_spectrum_by_stages
+from kaleido_audio.transforms import KMelSpectrogram
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+    pytest.mark.skipif("cuda" not in native._devices, reason="the package was built without CUDA kernels"),
+]
+PAIRS = [
+    (torch.float32, torch.float32),
+    (torch.float64, torch.float64),
+    (torch.float32, torch.complex64),
+    (torch.complex64, torch.complex64),
+    (torch.float64, torch.complex128),
+    (torch.complex128, torch.complex128),
+]
+
+
+def random_factors(n_factors: int, n: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(n_factors, n.bit_length() - 1, 2, n, dtype=dtype, device="cuda") * 0.7
+
+
+def assert_near(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+    assert actual.shape == expected.shape and actual.dtype == expected.dtype
+    scale = max(expected.abs().max().item(), 1e-30)
+    error = (actual - expected).abs().max().item() / scale
+    assert error <= (3e-5 if torch.finfo(dtype).bits == 32 else 5e-14), f"relative error {error:.2e}"
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+@pytest.mark.parametrize("n_factors", [1, 2, 4])
+@pytest.mark.parametrize("log_n", [1, 2, 5, 7, 8, 9, 10, 11, 12, 14, 16])
+def test_values_and_gradients(log_n: int, n_factors: int, pair: tuple[torch.dtype, torch.dtype]) -> None:
+    torch.manual_seed(0)
+    n = 1 << log_n
+    for vectors, m, out in ((1, n, n), (300 if log_n < 12 else 3, n - n // 4, n - n // 3)):
+        x = torch.randn(vectors, m, dtype=pair[0], device="cuda", requires_grad=True)
+        factors = random_factors(n_factors, n, pair[1]).requires_grad_()
+        y, expected = ops.butterfly_multiply(x, factors, out_features=out), multiply_by_stages(x, factors)[..., :out]
+        assert_near(y, expected, pair[0])
+        grad = torch.randn_like(expected)
+        got = torch.autograd.grad(y, (x, factors), grad)
+        for mine, wanted in zip(got, torch.autograd.grad(expected, (x, factors), grad), strict=True):
+            assert_near(mine, wanted, pair[0])
+        again = torch.autograd.grad(ops.butterfly_multiply(x, factors, out_features=out), (x, factors), grad)
+        assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_rounds_once(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, factors = torch.randn(1000, 512, device="cuda").to(dtype), random_factors(2, 512, torch.float32)
+    y = torch.ops.kaleido_audio.butterfly(x, factors, 512)
+    assert torch.equal(y, ops.butterfly_multiply(x.float(), factors).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+@pytest.mark.parametrize(("n", "length", "hop"), [(64, 50, 20), (512, 400, 160), (1024, 1024, 256)])
+def test_power_spectrum_and_gradients(n: int, length: int, hop: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    real = torch.float32 if dtype == torch.complex64 else torch.float64
+    waveform = torch.randn(3, 20 * hop + length + 7, dtype=real, device="cuda", requires_grad=True)
+    window = torch.rand(length, dtype=real, device="cuda", requires_grad=True)
+    factors = random_factors(2, n, dtype).requires_grad_()
+    rows = torch.randperm(n, device="cuda")[: n // 2 + 1]
+    rows = torch.cat([rows, rows[:1]])
+    power = ops.butterfly_power_spectrum(waveform, window, factors, rows, hop)
+    expected = power_spectrum_by_stages(waveform, window, factors, rows, hop)
+    assert_near(power, expected, real)
+    grad = torch.randn_like(power)
+    leaves = (waveform, window, factors)
+    wanted = torch.autograd.grad(expected, leaves, grad)
+    for got, other in zip(torch.autograd.grad(power, leaves, grad), wanted, strict=True):
+        assert_near(got, other, real)
+
+
+@pytest.mark.parametrize("compression", [None, "log", "log10", "db"])
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_the_fused_front_end_equals_its_parts(power: float, compression: str | None) -> None:
+    torch.manual_seed(0)
+    module = KMelSpectrogram(16000, 512, 400, 160, n_mels=40, power=power, compression=compression).cuda()
+    waveform, lengths = torch.randn(3, 16000, device="cuda"), torch.tensor([16000, 9000, 4000], device="cuda")
+    with torch.no_grad():
+        assert module._fused(waveform, lengths) is not None
+        fused, counts = module(waveform, lengths)
+    parts, part_counts = module(waveform, lengths)
+    assert torch.equal(counts, part_counts)
+    torch.testing.assert_close(fused, parts.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_on_another_stream_and_in_a_graph() -> None:
+    torch.manual_seed(0)
+    x, factors = torch.randn(64, 1024, device="cuda"), random_factors(2, 1024, torch.float32)
+    expected = multiply_by_stages(x, factors)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        y = ops.butterfly_multiply(x, factors)
+    stream.synchronize()
+    assert_near(y, expected, torch.float32)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = ops.butterfly_multiply(x, factors)
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    assert_near(y, multiply_by_stages(x, factors), torch.float32)
+
+
+def test_empty_batches() -> None:
+    factors = random_factors(2, 64, torch.float32).requires_grad_()
+    y = ops.butterfly_multiply(torch.empty(0, 64, device="cuda"), factors)
+    assert y.shape == (0, 64)
+    y.sum().backward()
+    assert factors.grad is not None and not factors.grad.any()
+
+
+def test_opcheck() -> None:
+    x = torch.randn(5, 16, device="cuda", requires_grad=True)
+    factors = random_factors(2, 16, torch.float32).requires_grad_()
+    torch.library.opcheck(torch.ops.kaleido_audio.butterfly.default, (x, factors, 16))
+    dft = exact.dft(64, bit_reversed=True).factors.detach().cuda()
+    rows = torch.arange(33, device="cuda")
+    waveform, window = torch.randn(2, 500, device="cuda"), torch.ones(64, device="cuda")
+    fb = torch.rand(33, 20, device="cuda")
+    torch.library.opcheck(torch.ops.kaleido_audio.power_spectrum.default, (waveform, window, dft, rows, 40))
+    args = (waveform, window, dft, rows, 40, fb, 2.0, 1.0, 1e-6)
+    torch.library.opcheck(torch.ops.kaleido_audio.log_filterbank.default, args)
