@@ -159,7 +159,9 @@ def test_two_processes_give_what_one_gives_with_two_batches(data, prepared, tiny
     one = fit(replace(config, accumulate=2), data, tmp_path / "one")
     two = last(tmp_path / "two")
     for name, value in one["model"].items():
-        torch.testing.assert_close(two["model"][name], value, rtol=1e-4, atol=1e-5, msg=name)
+        # The same bias of all keys changes no attention: its gradient is rounding, which Adam makes steps of.
+        if not name.endswith(".k.bias"):
+            torch.testing.assert_close(two["model"][name], value, rtol=1e-4, atol=1e-5, msg=name)
     assert two["history"][0]["valid_loss"] == pytest.approx(one["history"][0]["valid_loss"], rel=1e-4)
     assert two["history"][0]["tokens"] == one["history"][0]["tokens"]
 
