@@ -1,4 +1,4 @@
-"""``python -m recipes.cifar counts|prepare``."""
+"""``python -m recipes.cifar counts|prepare|recover``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
+
+from recipes.cifar.config import METHODS
 from recipes.cifar.counts import markdown
 from recipes.cifar.data import load_data
+from recipes.cifar.recoveries import CASES, recover_all
 from recipes.timit.corpus import CorpusError
 
 
@@ -44,6 +48,17 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
     prepare.add_argument("--quiet", action="store_true", help="no progress bar")
     prepare.set_defaults(run=_prepare)
+
+    recover = commands.add_parser("recover", help="recover permutations without labels, by several methods; a table")
+    recover.add_argument("--data", type=Path, required=True, help="folder of the binary files")
+    recover.add_argument("--out", type=Path, required=True, help="folder of the outcomes; finished ones are kept")
+    recover.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), help="default: all")
+    recover.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="default: all")
+    recover.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], metavar="N", help="default: 0 to 4")
+    recover.add_argument("--images", type=int, default=5000, help="of train that a method sees (default: 5000)")
+    recover.add_argument("--threads", type=int, help="CPU threads (default: torch's own)")
+    recover.add_argument("--quiet", action="store_true", help="no progress bars")
+    recover.set_defaults(run=_recover)
     return parser
 
 
@@ -65,6 +80,21 @@ def _prepare(args: argparse.Namespace) -> None:
         progress=not args.quiet,
     )
     print(load_data(args.out).summary())
+
+
+def _set_threads(args: argparse.Namespace) -> None:
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ValueError(f"expected --threads >= 1, got {args.threads}")
+        torch.set_num_threads(args.threads)
+
+
+def _recover(args: argparse.Namespace) -> None:
+    _set_threads(args)
+    data = load_data(args.data)
+    print(data.summary())
+    options = {"cases": args.cases, "methods": args.methods, "seeds": args.seeds, "images": args.images}
+    print(recover_all(data, args.out, progress=not args.quiet, **options))
 
 
 if __name__ == "__main__":
