@@ -198,8 +198,10 @@ def _solve(method: str, d: Tensor, dims: int, generator: torch.Generator, advanc
         return _by_k(d, places, generator, advance)
     if method == "gumbel-sinkhorn":
         return _by_sinkhorn(d, places, generator, advance)
-    order = _by_spectrum(d, places)
-    return _refined(d, places, order) if method == "spectral+faq" else order
+    orders = [_by_spectrum(d, places, nearest) for nearest in (_GRAPHS if dims == 2 else (len(d) - 1,))]
+    if method == "spectral+faq":
+        orders = [_refined(d, places, order) for order in orders]
+    return _best(orders, d, _adjacency(places))
 
 
 def _places(n: int, dims: int) -> Tensor:
@@ -351,11 +353,11 @@ def _by_sinkhorn(d: Tensor, places: Tensor, generator: torch.Generator, advance:
     return result
 
 
-_NEAREST = {1: 2, 2: 4}
-"""Neighbours of a place in a line and in a square: of the graph whose eigenvectors are taken."""
+_GRAPHS = (4, 6, 8, 10)
+"""Nearest neighbours of a pixel in the graphs whose eigenvectors are taken; no one of them is the best for all data."""
 
 
-def _by_spectrum(d: Tensor, places: Tensor) -> Tensor:
+def _by_spectrum(d: Tensor, places: Tensor, nearest: int) -> Tensor:
     """Eigenvectors of the graph of nearest neighbours, fitted to the places.
 
     The eigenvectors next to the constant one are the cosines of half a turn along the line, or along either side of the
@@ -366,12 +368,9 @@ def _by_spectrum(d: Tensor, places: Tensor) -> Tensor:
     """
     n, dims = places.shape
     off = d.clone().fill_diagonal_(math.inf)
-    nearest, items = off.topk(_NEAREST[dims], largest=False)
-    similarity = torch.zeros_like(d).scatter_(1, items, torch.exp(-nearest / nearest[:, 0].mean()))
-    if dims == 1:
-        # Nearest neighbours alone can leave a line in pieces.
-        similarity = torch.exp(-d / nearest.mean())
-        similarity.fill_diagonal_(0)
+    distances, items = off.topk(nearest, largest=False)
+    scale = distances[:, : 3 - dims].mean()
+    similarity = torch.zeros_like(d).scatter_(1, items, torch.exp(-distances / scale))
     similarity = torch.maximum(similarity, similarity.T)
     degree = similarity.sum(1).sqrt()
     laplacian = torch.eye(n, dtype=d.dtype) - similarity / (degree[:, None] * degree)
