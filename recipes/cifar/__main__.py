@@ -1,18 +1,26 @@
-"""``python -m recipes.cifar counts|prepare|recover``."""
+"""``python -m recipes.cifar counts|prepare|recover|train|evaluate|compare``."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import sys
+import typing
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from recipes.cifar.config import METHODS
+from recipes.cifar.config import METHODS, PRESETS, ROWS, Config, default_preset
 from recipes.cifar.counts import markdown
-from recipes.cifar.data import load_data
+from recipes.cifar.data import CifarData, load_data
 from recipes.cifar.recoveries import CASES, recover_all
 from recipes.timit.corpus import CorpusError
+
+DEFAULT_ROWS = (
+    "fc", "rnn", "cnn", "dense-cnn", "k-cnn", "k-permutation-cnn", "recovered-k-cnn", "recovered-faq-cnn", "unpermuted",
+)  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,7 +67,66 @@ def _parser() -> argparse.ArgumentParser:
     recover.add_argument("--threads", type=int, help="CPU threads (default: torch's own)")
     recover.add_argument("--quiet", action="store_true", help="no progress bars")
     recover.set_defaults(run=_recover)
+
+    train = commands.add_parser("train", help="train one row with one seed, and evaluate it")
+    train.add_argument("--row", choices=list(ROWS), default="k-cnn", help="default: %(default)s")
+    train.add_argument("--out", type=Path, required=True, help="folder of the run; an unfinished one is resumed")
+    _run_options(train)
+    _config_options(train, leave_out=("net", "front", "recovery"))
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("evaluate", help="score a trained run again")
+    evaluate.add_argument("--run", type=Path, required=True, dest="folder", help="folder of the run")
+    _run_options(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+
+    compare = commands.add_parser("compare", help="train several rows over several seeds; table and figure")
+    compare.add_argument("--out", type=Path, required=True, help="folder of the comparison; finished runs are kept")
+    compare.add_argument(
+        "--rows", nargs="+", default=list(DEFAULT_ROWS), choices=list(ROWS), metavar="ROW",
+        help=f"of {', '.join(ROWS)} (default: {' '.join(DEFAULT_ROWS)})",
+    )  # fmt: skip
+    compare.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="default: 0")
+    compare.add_argument(
+        "--permutations", nargs="+", default=["random", "bitreversal"], choices=["random", "bitreversal"],
+        help="default: both",
+    )  # fmt: skip
+    compare.add_argument("--no-figure", action="store_true", help="do not draw recovery.png")
+    _run_options(compare)
+    _config_options(compare, leave_out=("net", "front", "recovery", "permutation", "seed"))
+    compare.set_defaults(run=_compare)
     return parser
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, help="folder of the binary files")
+    parser.add_argument("--accelerator", choices=("auto", "cpu", "gpu"), default="auto")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def _config_options(parser: argparse.ArgumentParser, leave_out: tuple[str, ...]) -> None:
+    group = parser.add_argument_group("configuration", "see recipes/cifar/config.py; defaults: the preset's")
+    group.add_argument("--preset", choices=list(PRESETS), help="default: cifar for CIFAR-10, small for a stand-in")
+    types_by_name = typing.get_type_hints(Config)
+    for field in dataclasses.fields(Config):
+        if field.name in leave_out:
+            continue
+        name, flag = f"config_{field.name}", "--" + field.name.replace("_", "-")
+        if types_by_name[field.name] is bool:
+            group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction)
+        else:
+            kind = types_by_name[field.name]
+            group.add_argument(flag, dest=name, type=kind, metavar=kind.__name__.upper())
+
+
+def _config(args: argparse.Namespace, data: CifarData, row: str) -> Config:
+    given = {k.removeprefix("config_"): v for k, v in vars(args).items() if k.startswith("config_") and v is not None}
+    fixed = [name for name in given if name in ROWS[row] and given[name] != ROWS[row][name]]
+    if fixed:
+        raise ValueError(f"the row {row!r} has --{fixed[0]} {ROWS[row][fixed[0]]}: give another row, or leave it out")
+    chosen: dict[str, Any] = {**PRESETS[args.preset or default_preset(data.name)], **ROWS[row], **given}
+    return Config(**chosen)
 
 
 def _counts(args: argparse.Namespace) -> None:
@@ -95,6 +162,49 @@ def _recover(args: argparse.Namespace) -> None:
     print(data.summary())
     options = {"cases": args.cases, "methods": args.methods, "seeds": args.seeds, "images": args.images}
     print(recover_all(data, args.out, progress=not args.quiet, **options))
+
+
+def _train(args: argparse.Namespace) -> None:
+    from recipes.cifar.evaluation import evaluate
+    from recipes.cifar.training import train
+
+    _set_threads(args)
+    data = load_data(args.data)
+    print(data.summary())
+    config = _config(args, data, args.row)
+    if train(config, data, args.out, accelerator=args.accelerator, progress=not args.quiet):
+        print(json.dumps(dataclasses.asdict(evaluate(config, data, args.out, accelerator=args.accelerator)), indent=1))
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from recipes.cifar.evaluation import evaluate
+
+    _set_threads(args)
+    path = args.folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: expected the folder of a run")
+    result = evaluate(Config.load(path), load_data(args.data), args.folder, accelerator=args.accelerator)
+    print(json.dumps(dataclasses.asdict(result), indent=1))
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from recipes.cifar.compare import compare
+
+    _set_threads(args)
+    data = load_data(args.data)
+    print(data.summary())
+    configs = {row: _config(args, data, row) for row in args.rows}
+    table = compare(
+        configs,
+        data,
+        args.out,
+        permutations=args.permutations,
+        seeds=args.seeds,
+        accelerator=args.accelerator,
+        progress=not args.quiet,
+        figure=not args.no_figure,
+    )
+    print(table)
 
 
 if __name__ == "__main__":
