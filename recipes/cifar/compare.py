@@ -11,9 +11,12 @@ from recipes.cifar.config import ROWS, TITLES, Config
 from recipes.cifar.counts import PAPER
 from recipes.cifar.data import CifarData
 from recipes.cifar.evaluation import Result, evaluate
-from recipes.cifar.figures import recovery_figure
+from recipes.cifar.figures import recovery_figure, save_small
 from recipes.cifar.training import train
 from recipes.timit.files import replace_text
+
+FIGURE = (("bitreversal", "k"), ("random", "k"), ("random", "spectral+faq"))
+"""Permutations and methods of the figure."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def compare(
         permutations: "random", "bitreversal" or both.
         seeds: of every row.
         accelerator, progress: as `recipes.cifar.training.train` takes them.
-        figure: whether to draw recovery.png, for which permutations are recovered anew: half a minute.
+        figure: whether to draw recovery.png, for which permutations are recovered anew: minutes.
 
     Returns:
         the table as Markdown.
@@ -71,9 +74,8 @@ def compare(
     table = markdown(runs)
     replace_text(out / "table.md", table + "\n")
     if figure:
-        methods = {"bitreversal": "k", "random": "spectral+faq"}
-        cases = [(kind, methods[kind]) for kind in permutations]
-        recovery_figure(data, cases, seed=seeds[0]).savefig(out / "recovery.png", dpi=120)
+        cases = [case for case in FIGURE if case[0] in permutations]
+        save_small(recovery_figure(data, cases, seed=seeds[0]), out / "recovery.png")
     return table
 
 

@@ -143,13 +143,15 @@ def test_compare_prints_the_table_and_keeps_runs(root, tmp_path, capsys) -> None
     assert times == {path: path.stat().st_mtime_ns for path in times}
 
 
-def test_figure(data) -> None:
-    from recipes.cifar.figures import recovery_figure
+def test_figure(data, tmp_path) -> None:
+    from recipes.cifar.figures import recovery_figure, save_small
 
     figure = recovery_figure(data, [("bitreversal", "spectral")], images=3)
     shown = [axes for axes in figure.axes if axes.images]
     assert len(shown) == 3
     assert shown[0].images[0].get_array().shape == (32, 3 * 32, 3)
+    save_small(figure, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_errors_of_use(root, tmp_path, capsys) -> None:
