@@ -111,7 +111,7 @@ TITLES = {
 
 PRESETS: dict[str, dict[str, Any]] = {
     "cifar": {},
-    "small": {"width": 16, "epochs": 6, "lr": 1e-3},
+    "small": {"width": 8, "hidden": 512, "epochs": 8, "lr": 1e-3},
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -97,43 +98,53 @@ def _is_imagenet(train: ImageFolder, val: ImageFolder) -> bool:
 class Images(Dataset):
     """One split as normalised tensors ``(3, size, size)`` and labels.
 
-    Training images are random crops, of 8 to 100 % of the area and an aspect ratio of 3/4 to 4/3, and flipped at
-    random; others are the central square of 7/8 of the shorter side. The augmentation of an image depends on the
-    seed, the epoch and its index alone, and not on which process draws it or when.
+    Training images are random crops, of a share of the area and an aspect ratio of 3/4 to 4/3, and flipped at random;
+    others are the central square of 7/8 of the shorter side. The augmentation of an image depends on the seed, the
+    epoch and its index alone, and not on which process draws it or when.
 
     Args:
         folder: paths and labels.
         size: height and width in pixels.
         augment: whether to crop and flip at random.
+        min_area: least share of an image's area that a random crop shows.
         seed, epoch: of the augmentation.
 
-    Source: the augmentation that Szegedy et al. introduced with GoogLeNet (CVPR 2015), by torchvision.
+    Source: the augmentation that Szegedy et al. introduced with GoogLeNet (CVPR 2015), by timm.
     """
 
-    def __init__(self, folder: ImageFolder, size: int, *, augment: bool, seed: int = 0, epoch: int = 0) -> None:
-        from torchvision.transforms import v2
+    def __init__(
+        self, folder: ImageFolder, size: int, *, augment: bool, min_area: float = 0.08, seed: int = 0, epoch: int = 0
+    ) -> None:
+        from timm.data import create_transform
 
         self.folder = folder
         self.augment = augment
         self.place = (seed, epoch)
-        if augment:
-            crop: list[Any] = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
-        else:
-            crop = [v2.Resize(round(size * 8 / 7), antialias=True), v2.CenterCrop(size)]
-        self.transform = v2.Compose(
-            [v2.ToImage(), *crop, v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+        options: dict[str, Any] = {"scale": (min_area, 1.0), "color_jitter": None} if augment else {"crop_pct": 7 / 8}
+        self.transform = create_transform(
+            size, is_training=augment, interpolation="bilinear", mean=MEAN, std=STD, **options
         )
 
     def __len__(self) -> int:
         return len(self.folder)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.folder[index]
+        path, label = self.folder.samples[index]
+        try:
+            image = self.folder.loader(path)
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"{path}: not an image that can be read ({error}): replace or remove it") from error
         if not self.augment:
-            return self.transform(image).as_subclass(Tensor), label
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(*self.place, index))
-            return self.transform(image).as_subclass(Tensor), label
+            return self.transform(image), label
+        state = random.getstate()  # timm draws crops by the one, flips by the other
+        try:
+            with torch.random.fork_rng(devices=[]):
+                seed = seed_of(*self.place, index)
+                random.seed(seed)
+                torch.manual_seed(seed)
+                return self.transform(image), label
+        finally:
+            random.setstate(state)
 
 
 class EpochBatches(Sampler[list[int]]):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kaleido_audio.exact import permutation
 from kaleido_audio.nn import Hadamard, KConv1x1
 
 GROUPS = 8
@@ -18,6 +19,7 @@ UNITS = (4, 8, 4)
 
 MIXINGS = ("shuffle", "none", "random", "hadamard", "k-odo", "k", "k-orthogonal")
 POSITIONS = ("both", "first", "second")
+K_INITS = ("orthogonal", "identity", "shuffle")
 STAGE2 = ("authors", "zhang")
 
 _K_CONSTRAINTS = {"k-odo": "odo", "k": None, "k-orthogonal": "orthogonal"}
@@ -34,6 +36,9 @@ class ShuffleNet(nn.Module):
         position: where in a unit the mixing stands: ``"first"``, before its first pointwise convolution;
             ``"second"``, before its depthwise convolution; or ``"both"``. None is the mixing's own in the paper:
             "second" for "shuffle" and "random", else "both".
+        k_init: how K-matrices start: ``"orthogonal"``, at random; ``"identity"``; or ``"shuffle"``: those before a
+            depthwise convolution as the channel shuffle, exactly, and the others as the identity, so that the network
+            starts as the one with shuffles.
         stage2: ``"authors"``: the first pointwise convolutions of all four units of stage 2 are dense, as in the
             code of Dao et al., whose parameter counts are those. ``"zhang"``: that of the first unit alone is.
         num_classes: outputs.
@@ -62,6 +67,7 @@ class ShuffleNet(nn.Module):
         *,
         mixing: str = "shuffle",
         position: str | None = None,
+        k_init: str = "orthogonal",
         stage2: str = "authors",
         num_classes: int = 1000,
         permutation_seed: int = 0,
@@ -73,6 +79,7 @@ class ShuffleNet(nn.Module):
             ("width", width, tuple(CHANNELS)),
             ("mixing", mixing, MIXINGS),
             ("position", position, POSITIONS),
+            ("k_init", k_init, K_INITS),
             ("stage2", stage2, STAGE2),
         ):
             if value not in allowed:
@@ -101,6 +108,7 @@ class ShuffleNet(nn.Module):
                         first_groups=1 if is_dense else GROUPS,
                         mixing=mixing,
                         position=position,
+                        k_init=k_init,
                         generator=generator,
                     )
                 )
@@ -131,7 +139,7 @@ class Unit(nn.Module):
         out_channels: channels of the output; the bottleneck has a quarter of them.
         stride: of the depthwise convolution, 1 or 2; with 1, ``in_channels == out_channels``.
         first_groups: groups of the first pointwise convolution; the second has `GROUPS`.
-        mixing, position: as `ShuffleNet` takes them, but position is never None.
+        mixing, position, k_init: as `ShuffleNet` takes them, but position is never None.
         generator: of the random permutations.
 
     Shape:
@@ -153,6 +161,7 @@ class Unit(nn.Module):
         first_groups: int,
         mixing: str,
         position: str,
+        k_init: str = "orthogonal",
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -162,7 +171,8 @@ class Unit(nn.Module):
 
         def mix(here: str, channels: int, groups: int) -> nn.Module:
             name = mixing if position in ("both", here) else "none"
-            return channel_mixing(name, channels, groups=groups, generator=generator)
+            init = "identity" if k_init == "shuffle" and here == "first" else k_init
+            return channel_mixing(name, channels, groups=groups, k_init=init, generator=generator)
 
         layers = {
             "mix1": mix("first", in_channels, GROUPS),
@@ -191,7 +201,9 @@ class Unit(nn.Module):
         return f"stride={self.stride}"
 
 
-def channel_mixing(name: str, channels: int, *, groups: int, generator: torch.Generator | None = None) -> nn.Module:
+def channel_mixing(
+    name: str, channels: int, *, groups: int, k_init: str = "orthogonal", generator: torch.Generator | None = None
+) -> nn.Module:
     """A layer that mixes the channels of ``(N, channels, H, W)``.
 
     Args:
@@ -209,6 +221,7 @@ def channel_mixing(name: str, channels: int, *, groups: int, generator: torch.Ge
             The last four pad to N channels with zeros and keep the first of the outputs.
         channels: channels.
         groups: of the shuffle; must divide the channels.
+        k_init: how a K-matrix starts, one of `K_INITS`; "shuffle" is the shuffle of these groups.
         generator: of the random permutation.
 
     Raises:
@@ -226,8 +239,14 @@ def channel_mixing(name: str, channels: int, *, groups: int, generator: torch.Ge
     if name == "hadamard":
         return Hadamard(channels, dim=1)
     if name in _K_CONSTRAINTS:
-        return KConv1x1(channels, channels, bias=False, constraint=_K_CONSTRAINTS[name])
+        init = permutation(_shuffled(channels, groups)) if k_init == "shuffle" else k_init
+        return KConv1x1(channels, channels, bias=False, init=init, constraint=_K_CONSTRAINTS[name])
     raise ValueError(f"expected a mixing in {MIXINGS}, got {name!r}")
+
+
+def _shuffled(channels: int, groups: int) -> Tensor:
+    """Where every channel behind a shuffle comes from."""
+    return torch.arange(channels).view(groups, channels // groups).T.flatten()
 
 
 class FixedPermutation(nn.Module):

@@ -1,0 +1,121 @@
+"""How long the networks take for an image, measured side by side."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from benchmarks.machine import environment
+from benchmarks.report import hardware, ratio_text
+from benchmarks.timing import Contestant, Measurement, Settings, measure
+from kaleido_audio import KMatrix
+
+BATCHES = (1, 32)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One network at one batch size.
+
+    Attributes:
+        milliseconds: for one image, the median of all rounds.
+        ratio: its time over the first network's in the same round, as text: median, and the range of rounds.
+    """
+
+    milliseconds: float
+    ratio: str
+
+
+def measure_latency(
+    models: Mapping[str, nn.Module],
+    image_size: int,
+    *,
+    batches: Sequence[int] = BATCHES,
+    threads: int = 1,
+    device: torch.device | str = "cpu",
+    rounds: int = 15,
+    seconds: float = 20.0,
+    progress: bool = True,
+) -> dict[tuple[str, int], Latency]:
+    """Forward passes of random images in float32 without gradients, the networks taking turns.
+
+    Args:
+        models: by name, the one first with which the others are compared; measured is a copy of each, `for_inference`.
+        image_size: height and width in pixels.
+        batches: images in a forward pass.
+        threads: of the CPU.
+        device: to measure on.
+        rounds: turns at most.
+        seconds: for all turns of a batch size, but at least 5 turns.
+        progress: show a progress bar.
+
+    Returns:
+        by name and batch size.
+    """
+    device = torch.device(device)
+    settings = Settings(rounds=rounds, case_seconds=seconds, call_seconds=60.0)
+    ready = {name: for_inference(model).to(device) for name, model in models.items()}
+    found = {}
+    with Progress(disable=not progress, transient=True) as bar:
+        for batch in batches:
+            task = bar.add_task(f"Latency, batch {batch}", total=None)
+            x = torch.rand(batch, 3, image_size, image_size, device=device)
+            contestants = {name: Contestant(_call(model, x), threads) for name, model in ready.items()}
+
+            def on_round(done: int, total: int, task=task) -> None:  # type: ignore[no-untyped-def]
+                bar.update(task, completed=done, total=total)
+
+            timing = measure(contestants, settings, device, on_round)
+            found.update({(name, batch): _latency(timing, name, next(iter(models)), batch) for name in models})
+    return found
+
+
+def for_inference(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode, whose K-matrices have their coefficients ready instead of making them from angles.
+
+    >>> from recipes.shufflenet.model import ShuffleNet
+    >>> model = ShuffleNet(0.25, mixing="k-odo").eval()
+    >>> image = torch.rand(1, 3, 64, 64)
+    >>> torch.allclose(for_inference(model)(image), model(image), atol=1e-5)
+    True
+    """
+    model = copy.deepcopy(model).eval()
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, KMatrix) and child.constraint is not None:
+                free = KMatrix(
+                    child.in_features, out_features=child.out_features, width=child.width, expansion=child.expansion,
+                    dtype=child.factors.dtype, init=child,
+                )  # fmt: skip
+                setattr(module, name, free.eval())
+    return model
+
+
+def _call(model: nn.Module, x: Tensor):  # type: ignore[no-untyped-def]
+    @torch.inference_mode()
+    def call() -> Tensor:
+        return model(x)
+
+    return call
+
+
+def _latency(timing: Measurement, name: str, base: str, batch: int) -> Latency:
+    time, ratio = timing.time(name), timing.ratio(name, base)
+    assert time is not None and ratio is not None
+    return Latency(1e3 * time.median / batch, "1x" if name == base else ratio_text(ratio))
+
+
+def circumstances(image_size: int, threads: int, device: torch.device | str) -> str:
+    """What the figures were measured with, in a sentence."""
+    device = torch.device(device)
+    about = environment(device)
+    where = f"{threads} thread{'s' if threads > 1 else ''} of " if device.type == "cpu" else ""
+    return (
+        f"Latency: {image_size} x {image_size} pixels, float32, eager mode, networks in turns, {where}{hardware(about)}, "
+        f"torch {about['torch']}; times the first network's in the same round, with the range of rounds."
+    )
