@@ -1,14 +1,23 @@
-"""``python -m recipes.shufflenet counts|prepare``."""
+"""``python -m recipes.shufflenet counts|prepare|train|evaluate|latency|compare``."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import sys
+import typing
 from pathlib import Path
 
+import torch
+
+from recipes.shufflenet.config import PRESETS, Config, default_preset
 from recipes.shufflenet.counts import PAPER_MIXINGS, count_all, markdown
-from recipes.shufflenet.model import CHANNELS, MIXINGS, STAGE2
+from recipes.shufflenet.data import ImageData, load_images
+from recipes.shufflenet.model import CHANNELS, K_INITS, MIXINGS, STAGE2
 from recipes.timit.corpus import CorpusError
+
+DEFAULT_ROWS = ("shuffle", "none", "random", "hadamard", "k-odo", "k-odo:shuffle", "k")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -16,9 +25,12 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         args.run(args)
-    except (CorpusError, ValueError, FileNotFoundError, FileExistsError, ImportError) as error:
+    except (CorpusError, ValueError, RuntimeError, FileNotFoundError, FileExistsError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -46,7 +58,79 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
     prepare.add_argument("--quiet", action="store_true", help="no progress bar")
     prepare.set_defaults(run=_prepare)
+
+    train = commands.add_parser("train", help="train one network with one seed, and evaluate it")
+    train.add_argument("--out", type=Path, required=True, help="folder of the run; an unfinished one is resumed")
+    _run_options(train)
+    _config_options(train, leave_out=())
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("evaluate", help="score a trained run again: top-1, top-5, and of averaged weights")
+    evaluate.add_argument("--run", type=Path, required=True, dest="folder", help="folder of the run")
+    _run_options(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+
+    latency = commands.add_parser("latency", help="milliseconds an image of every network, side by side, in Markdown")
+    latency.add_argument("--widths", nargs="+", type=float, default=list(CHANNELS), metavar="WIDTH")
+    latency.add_argument(
+        "--mixings", nargs="+", default=list(MIXINGS), choices=MIXINGS, metavar="NAME",
+        help=f"of {', '.join(MIXINGS)} (default: all); the first is what the others are compared with",
+    )  # fmt: skip
+    latency.add_argument("--stage2", nargs="+", default=["authors"], choices=STAGE2, help="default: authors")
+    latency.add_argument("--image-size", type=int, default=224, help="height and width in pixels (default: 224)")
+    latency.add_argument("--accelerator", choices=("auto", "cpu", "gpu"), default="auto")
+    latency.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    latency.add_argument("--quiet", action="store_true", help="no progress bar")
+    latency.set_defaults(run=_latency)
+
+    compare = commands.add_parser("compare", help="train several networks over several seeds; table and figure")
+    compare.add_argument("--out", type=Path, required=True, help="folder of the comparison; finished runs are kept")
+    compare.add_argument(
+        "--rows", nargs="+", default=list(DEFAULT_ROWS), metavar="ROW",
+        help=f"mixings ({', '.join(MIXINGS)}), K-matrices also as NAME:START with START of {', '.join(K_INITS)} "
+        f"(default: {' '.join(DEFAULT_ROWS)})",
+    )  # fmt: skip
+    compare.add_argument(
+        "--widths", nargs="+", type=float, default=[0.25, 0.5], metavar="WIDTH", help="default: .25 .5"
+    )
+    compare.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+    _run_options(compare)
+    _config_options(compare, leave_out=("width", "mixing", "k_init", "position", "seed"))
+    compare.set_defaults(run=_compare)
     return parser
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, help="folder with train/CLASS/* and val/CLASS/*")
+    parser.add_argument("--accelerator", choices=("auto", "cpu", "gpu"), default="auto")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: 0, in this one)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def _config_options(parser: argparse.ArgumentParser, leave_out: tuple[str, ...]) -> None:
+    group = parser.add_argument_group("configuration", "see recipes/shufflenet/config.py; defaults: the preset's")
+    group.add_argument("--preset", choices=list(PRESETS), help="default: authors for ImageNet, small for others")
+    types_by_name = typing.get_type_hints(Config)
+    for field in dataclasses.fields(Config):
+        if field.name not in leave_out:
+            kind = types_by_name[field.name]
+            flag = "--" + field.name.replace("_", "-")
+            group.add_argument(flag, dest=f"config_{field.name}", type=kind, metavar=kind.__name__.upper())
+
+
+def _config(args: argparse.Namespace, data: ImageData) -> Config:
+    given = {k.removeprefix("config_"): v for k, v in vars(args).items() if k.startswith("config_") and v is not None}
+    return Config(**{**PRESETS[args.preset or default_preset(data.name)], **given})
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ValueError(f"expected --threads >= 1, got {args.threads}")
+        torch.set_num_threads(args.threads)
+    if getattr(args, "workers", 0) < 0:
+        raise ValueError(f"expected --workers >= 0, got {args.workers}")
 
 
 def _counts(args: argparse.Namespace) -> None:
@@ -68,6 +152,69 @@ def _prepare(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
         progress=not args.quiet,
     )
+
+
+def _train(args: argparse.Namespace) -> None:
+    from recipes.shufflenet.evaluation import evaluate
+    from recipes.shufflenet.training import train
+
+    _check_options(args)
+    data = load_images(args.data)
+    config = _config(args, data)
+    options = {"accelerator": args.accelerator, "workers": args.workers}
+    if train(config, data, args.out, progress=not args.quiet, **options):
+        print(data.summary())
+        print(json.dumps(dataclasses.asdict(evaluate(config, data, args.out, **options)), indent=1))
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from recipes.shufflenet.evaluation import evaluate
+
+    _check_options(args)
+    path = args.folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: expected the folder of a run")
+    data = load_images(args.data)
+    result = evaluate(Config.load(path), data, args.folder, accelerator=args.accelerator, workers=args.workers)
+    print(json.dumps(dataclasses.asdict(result), indent=1))
+
+
+def _latency(args: argparse.Namespace) -> None:
+    from recipes.shufflenet.latency import latency_table
+
+    _check_options(args)
+    if args.image_size < 1:
+        raise ValueError(f"expected --image-size >= 1, got {args.image_size}")
+    networks = [
+        Config(width=width, mixing=mixing, stage2=stage2)
+        for width in args.widths
+        for stage2 in args.stage2
+        for mixing in args.mixings
+    ]
+    options = {"threads": args.threads, "accelerator": args.accelerator, "progress": not args.quiet}
+    print(latency_table(networks, args.image_size, **options))
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from recipes.shufflenet.compare import Row, compare
+
+    _check_options(args)
+    rows = [Row.of(name) for name in args.rows]
+    data = load_images(args.data)
+    print(data.summary())
+    table = compare(
+        _config(args, data),
+        data,
+        args.out,
+        rows=rows,
+        widths=args.widths,
+        seeds=args.seeds,
+        accelerator=args.accelerator,
+        workers=args.workers,
+        threads=args.threads,
+        progress=not args.quiet,
+    )
+    print(table)
 
 
 if __name__ == "__main__":

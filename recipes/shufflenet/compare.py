@@ -6,9 +6,9 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
-import torch
 from matplotlib.figure import Figure
 
 from recipes.shufflenet.config import Config
@@ -16,6 +16,7 @@ from recipes.shufflenet.counts import PAPER
 from recipes.shufflenet.data import ImageData
 from recipes.shufflenet.evaluation import Result, evaluate
 from recipes.shufflenet.latency import BATCHES, Latency, circumstances, measure_latency
+from recipes.shufflenet.model import K_INITS, MIXINGS
 from recipes.shufflenet.training import build, train
 from recipes.timit.files import replace_text
 from recipes.translation.training import Processes
@@ -49,16 +50,15 @@ class Row:
         """The row of a name: a mixing, for K-matrices with ``:identity`` or ``:shuffle`` if they start as that.
 
         Raises:
-            ValueError: a start that is given for something else than K-matrices.
+            ValueError: neither, or a start that is given for something else than K-matrices.
         """
         mixing, _, k_init = name.partition(":")
         row = cls(mixing, k_init or "orthogonal")
+        if mixing not in MIXINGS or row.k_init not in K_INITS:
+            raise ValueError(f"expected one of {MIXINGS}, or K-matrices with :START of {K_INITS}, got {name!r}")
         if k_init and not mixing.startswith("k"):
             raise ValueError(f"{name!r}: {mixing!r} has no K-matrices that could start as {k_init!r}")
         return row
-
-
-ROWS = tuple(Row.of(name) for name in ("shuffle", "none", "random", "hadamard", "k-odo", "k-odo:shuffle", "k"))
 
 
 @dataclass(frozen=True)
@@ -107,18 +107,19 @@ def compare(
     Returns:
         the table as Markdown.
     """
+    configs = [
+        (row, replace(base, seed=seed, width=width, mixing=row.mixing, k_init=row.k_init))
+        for seed, width, row in product(seeds, widths, rows)
+    ]
     runs = []
-    for seed in seeds:
-        for width in widths:
-            for row in rows:
-                config = replace(base, seed=seed, width=width, mixing=row.mixing, k_init=row.k_init)
-                folder = out / f"{row.name.replace(':', '-from-')}-{width:g}-seed{seed}"
-                if not is_finished(config, folder):
-                    if progress:
-                        print(f"{row.name}, width {width:g}, seed {seed}")
-                    train(config, data, folder, accelerator=accelerator, workers=workers, progress=progress)
-                    evaluate(config, data, folder, accelerator=accelerator, workers=workers)
-                runs.append(load_run(folder))
+    for row, config in configs:
+        folder = out / f"{row.name.replace(':', '-from-')}-{config.width:g}-seed{config.seed}"
+        if not is_finished(config, folder):
+            if progress:
+                print(f"{row.name}, width {config.width:g}, seed {config.seed}")
+            train(config, data, folder, accelerator=accelerator, workers=workers, progress=progress)
+            evaluate(config, data, folder, accelerator=accelerator, workers=workers)
+        runs.append(load_run(folder))
     device, threads = Processes(accelerator).device, threads or 1
     latencies: dict[tuple[Row, float, int], Latency] = {}
     for width in widths:
@@ -197,8 +198,8 @@ def markdown(runs: Sequence[Run], latencies: Mapping[tuple[Row, float, int], Lat
         "Accuracy on val after the last epoch, of the last weights and of their moving average. Seeds: "
         f"{', '.join(map(str, seeds))}" + ("; mean and standard deviation." if len(seeds) > 1 else "."),
         *(
-            f"{data}: {size} x {size} pixels, {epochs} epochs, schedule {schedule!r}, peak rate {lr:.3g}, of K-matrices "
-            f"times {multiplier:g}, batches of {batch}, stage 2 {stage2!r}; multiply-adds are of such an image."
+            f"{data}: {size} x {size} pixels, {epochs} epochs, schedule {schedule!r}, peak rate {lr:.3g}, of "
+            f"K-matrices times {multiplier:g}, batches of {batch}, stage 2 {stage2!r}; multiply-adds of such an image."
             for data, size, epochs, schedule, lr, multiplier, batch, stage2 in settings
         ),
         note,
@@ -235,10 +236,10 @@ def figure(runs: Sequence[Run], latencies: Mapping[tuple[Row, float, int], Laten
             time = latencies.get((row, width, BATCHES[0]))
             milliseconds = float("nan") if time is None else time.milliseconds
             points.append((mine[0].multiply_adds / 1e6, milliseconds, statistics.fmean(scores), spread))
-        cost, milliseconds, means, spreads = zip(*points, strict=True)
+        cost, latency, means, spreads = zip(*points, strict=True)
         style = {"color": f"C{color}", "marker": "o", "markersize": 4, "capsize": 3}
         left.errorbar(cost, means, spreads, label=_title(row), **style)
-        right.errorbar(milliseconds, means, spreads, **style)
+        right.errorbar(latency, means, spreads, **style)
     left.set(xlabel="multiply-adds of an image (millions)", ylabel="top-1 on val (%)", xscale="log")
     right.set(xlabel=f"latency of a {LATENCY_SIZE} px image, batch {BATCHES[0]} (ms)", xscale="log")
     left.legend(fontsize="small")
@@ -249,48 +250,3 @@ def figure(runs: Sequence[Run], latencies: Mapping[tuple[Row, float, int], Laten
     result.suptitle(f"{data}; ShuffleNet of width {widths}; bars: standard deviation of seeds", fontsize="medium")
     result.supxlabel(note.partition(";")[0], fontsize="x-small")
     return result
-
-
-def latency_table(
-    networks: Sequence[Config],
-    image_size: int,
-    *,
-    threads: int = 1,
-    accelerator: str = "auto",
-    progress: bool = True,
-) -> str:
-    """Parameters, multiply-adds and latency of networks with random weights, as Markdown.
-
-    Args:
-        networks: of which width, mixing, position, k_init and stage2 count; compared with the first of their width.
-        image_size: height and width in pixels.
-        threads: of the CPU.
-        accelerator: ``"cpu"``, ``"gpu"`` or ``"auto"``.
-        progress: show a progress bar.
-    """
-    from recipes.shufflenet.counts import count_multiply_adds, count_parameters
-
-    device = Processes(accelerator).device
-    lines = [
-        f"| width | mixing | stage 2 | parameters | multiply-adds | "
-        f"{' | '.join(f'ms an image, batch {batch}' for batch in BATCHES)} |",
-        "|---" * (5 + len(BATCHES)) + "|",
-    ]
-    for width in sorted({config.width for config in networks}):
-        models = {
-            f"{config.mixing} | {config.stage2}": build(config, 1000) for config in networks if config.width == width
-        }
-        found = measure_latency(models, image_size, threads=threads, device=device, progress=progress)
-        for name, model in models.items():
-            times = (found[name, batch] for batch in BATCHES)
-            cells = [
-                f"{width:g}",
-                name,
-                f"{count_parameters(model):,}",
-                f"{count_multiply_adds(model, image_size) / 1e6:.1f} M",
-                *(f"{time.milliseconds:.2f}: {time.ratio}" for time in times),
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-    with torch.inference_mode():
-        note = circumstances(image_size, threads, device)
-    return "\n".join([*lines, "", f"Random weights. {note}"])

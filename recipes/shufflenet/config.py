@@ -115,9 +115,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "small": {
         "schedule": "zhang",
-        "lr": 0.2,
+        "lr": 0.05,
         "warmup_epochs": 1,
-        "epochs": 15,
+        "epochs": 12,
         "batch_size": 64,
         "image_size": 64,
         "min_area": 0.35,

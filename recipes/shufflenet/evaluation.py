@@ -73,9 +73,7 @@ def load_model(config: Config, num_classes: int, run_dir: Path, *, average: bool
     return model.eval()
 
 
-def evaluate(
-    config: Config, data: ImageData, run_dir: Path, *, accelerator: str = "auto", workers: int = 0
-) -> Result:
+def evaluate(config: Config, data: ImageData, run_dir: Path, *, accelerator: str = "auto", workers: int = 0) -> Result:
     """Classify val with the last weights and with their moving average; writes ``result.json``.
 
     Args:

@@ -14,6 +14,10 @@ from benchmarks.machine import environment
 from benchmarks.report import hardware, ratio_text
 from benchmarks.timing import Contestant, Measurement, Settings, measure
 from kaleido_audio import KMatrix
+from recipes.shufflenet.config import Config
+from recipes.shufflenet.counts import count_multiply_adds, count_parameters
+from recipes.shufflenet.training import build
+from recipes.translation.training import Processes
 
 BATCHES = (1, 32)
 
@@ -116,6 +120,47 @@ def circumstances(image_size: int, threads: int, device: torch.device | str) -> 
     about = environment(device)
     where = f"{threads} thread{'s' if threads > 1 else ''} of " if device.type == "cpu" else ""
     return (
-        f"Latency: {image_size} x {image_size} pixels, float32, eager mode, networks in turns, {where}{hardware(about)}, "
-        f"torch {about['torch']}; times the first network's in the same round, with the range of rounds."
+        f"Latency: {image_size} x {image_size} pixels, float32, eager mode, networks in turns, "
+        f"{where}{hardware(about)}; times the first network's in the same round, with the range of rounds."
     )
+
+
+def latency_table(
+    networks: Sequence[Config],
+    image_size: int,
+    *,
+    threads: int = 1,
+    accelerator: str = "auto",
+    progress: bool = True,
+) -> str:
+    """Parameters, multiply-adds and latency of networks with random weights, as Markdown.
+
+    Args:
+        networks: of which width, mixing, position, k_init and stage2 count; compared with the first of their width.
+        image_size: height and width in pixels.
+        threads: of the CPU.
+        accelerator: ``"cpu"``, ``"gpu"`` or ``"auto"``.
+        progress: show a progress bar.
+    """
+    device = Processes(accelerator).device
+    lines = [
+        f"| width | mixing | stage 2 | parameters | multiply-adds | "
+        f"{' | '.join(f'ms an image, batch {batch}' for batch in BATCHES)} |",
+        "|---" * (5 + len(BATCHES)) + "|",
+    ]
+    for width in sorted({config.width for config in networks}):
+        models = {
+            f"{config.mixing} | {config.stage2}": build(config, 1000) for config in networks if config.width == width
+        }
+        found = measure_latency(models, image_size, threads=threads, device=device, progress=progress)
+        for name, model in models.items():
+            times = (found[name, batch] for batch in BATCHES)
+            cells = [
+                f"{width:g}",
+                name,
+                f"{count_parameters(model):,}",
+                f"{count_multiply_adds(model, image_size) / 1e6:.1f} M",
+                *(f"{time.milliseconds:.2f}: {time.ratio}" for time in times),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"Random weights. {circumstances(image_size, threads, device)}"])

@@ -156,7 +156,9 @@ class Trainer:
         self.save_every = save_every
         self.model = build(config, len(data.classes)).to(processes.device)
         self.parallel = (
-            DistributedDataParallel(self.model, device_ids=[processes.device] if processes.device.index is not None else None)
+            DistributedDataParallel(
+                self.model, device_ids=[processes.device] if processes.device.index is not None else None
+            )
             if processes.world > 1
             else self.model
         )
@@ -225,7 +227,9 @@ class Trainer:
         self.update += 1
         self.average.update(self.model, step=self.update)
         with torch.no_grad():
-            self.sums += torch.stack([loss * len(labels), hits(logits, labels)[0], torch.tensor(len(labels), device=device)])
+            self.sums += torch.stack(
+                [loss * len(labels), hits(logits, labels)[0], torch.tensor(len(labels), device=device)]
+            )
 
     def _record(self) -> None:
         """Accuracy on val, a line of the history and a checkpoint."""
