@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -68,6 +69,19 @@ TARGETS = (
     ),
 )
 
+CUDA_BATCH = 16
+CUDA_TARGETS = (
+    Target(
+        f"KMelSpectrogram + log, {CUDA_BATCH} x {SECONDS} s of audio, n_fft 512, inference, against torchaudio's",
+        Case(512).name,
+        "K",
+        "torchaudio",
+        0.5,
+        0.3,
+    ),
+)
+"""A batch on a GPU: one signal leaves most of it idle."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, then print and write the tables and the figure."""
@@ -81,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         results = open_results(path, options)
         every = all_cases(options)
-        targets = {target.case for target in TARGETS} & {case.name for case in every}
+        wanted = CUDA_TARGETS if options.device.type == "cuda" else TARGETS
+        targets = {target.case for target in wanted} & {case.name for case in every}
         cases = selected(every, options.patterns, {"targets": targets})
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -143,6 +158,8 @@ class Builder:
 
     def _waveform(self, case: Case, settings: Features) -> Tensor:
         seconds = QUICK_SECONDS if self.options.quick else SECONDS
+        if self.options.device.type == "cuda":
+            return 0.1 * torch.randn(CUDA_BATCH, seconds * settings.sample_rate)
         batch = TRAINING_BATCH if case.training else 1
         return 0.1 * torch.randn(batch, seconds * settings.sample_rate // batch)
 
@@ -194,9 +211,13 @@ def case_of(name: str) -> Case:
 def sections(results: Results) -> list[str]:
     """All that is printed, the targets and the table for the README last."""
     parts = [report.heading(results.environment), _listing(results), _notes(results), report.skipped_lines(results)]
-    if results.environment["device"] == "cpu":
-        parts.append(_targets_section(results))
-    return [*parts, _readme_table(results)]
+    return [*parts, _targets_section(results), _readme_table(results)]
+
+
+def _audio(environment: Mapping[str, Any]) -> str:
+    """What the front ends are given."""
+    batch = f"{CUDA_BATCH} x " if environment["device"] == "cuda" else ""
+    return f"{batch}{environment['audio_seconds']} s of audio"
 
 
 def _listing(results: Results) -> str:
@@ -212,7 +233,7 @@ def _listing(results: Results) -> str:
         return ""
     headers = ["case", "front end", "ms", "its time / K's"]
     headers += ["its time / a copy's"] if len(rows[0]) > 4 else []
-    title = f"{results.environment['audio_seconds']} s of audio:"
+    title = f"{_audio(results.environment)}:"
     return f"{title}\n\n{report.table(headers, rows, left=2)}"
 
 
@@ -225,10 +246,12 @@ def _notes(results: Results) -> str:
 
 def _targets_section(results: Results) -> str:
     environment = results.environment
-    lines = [f"Targets (float32, one thread, {environment['audio_seconds']} s of audio):", ""]
-    lines.append(report.target_table(TARGETS, results))
-    for note in report.target_notes(environment):
-        lines += ["", note]
+    if environment["device"] == "cuda":
+        lines = [f"Targets (float32, {_audio(environment)}):", "", report.target_table(CUDA_TARGETS, results)]
+    else:
+        lines = [f"Targets (float32, one thread, {_audio(environment)}):", "", report.target_table(TARGETS, results)]
+        for note in report.target_notes(environment):
+            lines += ["", note]
     if environment["audio_seconds"] != SECONDS:
         lines += ["", f"Note: the targets are defined on {SECONDS} s of audio."]
     return "\n".join(lines)
@@ -245,7 +268,7 @@ def _readme_table(results: Results) -> str:
     if not rows:
         return ""
     where = report.listed(report.threads_text(results.environment, 1), report.hardware(results.environment))
-    title = f"For the README (milliseconds for {results.environment['audio_seconds']} s of audio; {where}):"
+    title = f"For the README (milliseconds for {_audio(results.environment)}; {where}):"
     return f"{title}\n\n{report.table(['front end', *columns], rows)}"
 
 
@@ -262,7 +285,7 @@ def figure(results: Results) -> Figure | None:
     rows = -(-len(ordered) // columns)
     drawn = Figure(figsize=(6.5 * columns, 1.2 + 2.2 * rows), layout="constrained")
     environment = results.environment
-    drawn.suptitle(f"Log-mel front ends, {environment['audio_seconds']} s of audio: {report.hardware(environment)}")
+    drawn.suptitle(f"Log-mel front ends, {_audio(environment)}: {report.hardware(environment)}")
     panels = drawn.subplots(rows, columns, squeeze=False, sharex=True)
     for axes, case in zip(panels.flatten(), ordered, strict=False):
         _draw_bars(axes, case, results.get(case.name), report.threads_text(environment, case.threads))

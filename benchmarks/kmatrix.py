@@ -104,6 +104,52 @@ TARGETS = (
     ),
 )
 
+LARGE = 65536
+"""Vectors of the targets on a GPU."""
+
+CUDA_TARGETS = (
+    *(
+        Target(
+            f"BB*, n={n}, batch {LARGE}, forward, against a copy", Case("real", n, LARGE).name, "K", "copy", 4 / 3, 1.1
+        )
+        for n in (512, 1024)
+    ),
+    # A copy moves 8 n bytes a vector, forward and backward at least 12 n: half of that bandwidth is 3 copies.
+    *(
+        Target(
+            f"BB*, n={n}, batch {LARGE}, forward + backward, against a copy",
+            Case("real", n, LARGE, training=True).name,
+            "K",
+            "copy",
+            3,
+            2,
+        )
+        for n in (512, 1024)
+    ),
+    *(
+        Target(
+            f"BB*, n={n}, batch {LARGE}, forward, against {name}", Case("real", n, LARGE).name, name, "K", reach, aim
+        )
+        for name, n, reach, aim in (
+            ("dense", 512, 5, 8),
+            ("dense", 1024, 10, 15),
+            ("dense", 4096, 40, 60),
+            ("dense, tf32", 1024, 1.4, 2),
+            ("dense, tf32", 4096, 4, 6),
+        )
+    ),
+    Target(
+        f"complex BB*, n=512, batch {LARGE}, against torch.fft.fft",
+        Case("complex", 512, LARGE).name,
+        "K",
+        "fft",
+        2,
+        1.3,
+    ),
+)
+GRAPH_MICROSECONDS = 6.0
+"""That n = 1024 with batch 1 may take in a CUDA graph."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, then print and write the tables and the figure."""
@@ -117,7 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         results = open_results(options.out / f"kmatrix{'-cuda' if options.device.type == 'cuda' else ''}.json", options)
         every = all_cases(options)
-        targets = {target.case for target in TARGETS} & {case.name for case in every}
+        wanted = CUDA_TARGETS if options.device.type == "cuda" else TARGETS
+        targets = {target.case for target in wanted} & {case.name for case in every}
         limits = {case.name for case in every if case.batch == 4096 and _has_limit(case)}
         cases = selected(every, options.patterns, {"targets": targets, "limit": limits})
     except ValueError as error:
@@ -140,13 +187,16 @@ def all_cases(options: Options) -> list[Case]:
         Case("real", 512, 4096, training=True),
         Case("complex", 512, 4096),
     ]
+    if cuda and not options.quick:
+        cases = [case_of(name) for name in dict.fromkeys(target.case for target in CUDA_TARGETS)] + cases
     scaling = sorted({2, *options.threads} - {1})
     cases += [Case("scaling", n, 4096, threads=t) for t in scaling for n in (512, 1024) if not cuda]
     for threads in options.threads:
         for training in (False, True):
             cases += [Case("real", n, b, training, threads) for n in sizes for b in batches]
     for training in (False, True):
-        cases += [Case("complex", n, b, training) for n in sizes for b in batches if b in COMPLEX_BATCHES]
+        complex_batches = {*COMPLEX_BATCHES, *((LARGE,) if cuda else ())}
+        cases += [Case("complex", n, b, training) for n in sizes for b in batches if b in complex_batches]
     return list(dict.fromkeys(cases))
 
 
@@ -198,12 +248,29 @@ class Builder:
             found["KMatrix module"] = Contestant(lambda: k(x), case.threads)
             found["Linear module"] = Contestant(lambda: linear(x), case.threads)
         if device.type == "cuda":
-            found["copy"] = Contestant(x.clone, case.threads)
+            found.update(self._on_gpu(case, x, factors, g, found))
         elif _has_limit(case):
             found["gemm"] = Contestant(_matmul(device))
             if self.clock is not None:
                 found["clock"] = Contestant(self.clock)
         return found
+
+    def _on_gpu(
+        self, case: Case, x: Tensor, factors: Tensor, g: Tensor | None, found: Mapping[str, Contestant]
+    ) -> dict[str, Contestant]:
+        """What is compared on a GPU alone: a copy; the matrix made anew from K's factors; tf32; a CUDA graph."""
+        added = {"copy": Contestant(x.clone, case.threads)}
+        if case.kind != "real":
+            return added
+        materialised = {}
+        if case.batch >= case.n and "dense" in found:
+            materialised["materialised"] = _linear_map(_materialised, x, factors, g, case.threads)
+        for name, contestant in {"dense": found.get("dense"), **materialised}.items():
+            if contestant is not None:
+                added[f"{name}, tf32"] = Contestant(_in_tf32(contestant.call), case.threads, contestant.grad)
+        if case.batch == 1 and not case.training:
+            added["K, CUDA graph"] = Contestant(_graphed(lambda: ops.butterfly_multiply(x, factors)), case.threads)
+        return {**added, **materialised}
 
     def _check(self, what: str, needed: float) -> None:
         check_memory(what, needed, self.options.max_bytes, self.options.device)
@@ -241,6 +308,39 @@ def _linear_map(
     return Contestant(lambda: torch.autograd.grad(multiply(*operands), operands, gradient), threads, grad=True)
 
 
+def _materialised(x: Tensor, factors: Tensor) -> Tensor:
+    """K's product by way of its dense matrix, gradients too: for batches that are larger than the matrix."""
+    return F.linear(x, ops.to_dense(factors))
+
+
+def _in_tf32(call: Callable[[], object]) -> Callable[[], object]:
+    """The call with matrix products of float32 that tensor cores may round to tf32."""
+
+    def tf32() -> object:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            return call()
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    return tf32
+
+
+def _graphed(call: Callable[[], object]) -> Callable[[], object]:
+    """The replay of a call that was captured in a CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.no_grad(), torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
 def _matmul(device: torch.device) -> Callable[[], object]:
     a, b, out = (torch.randn(GEMM, GEMM, device=device) for _ in range(3))
     return lambda: torch.mm(a, b, out=out)
@@ -276,7 +376,7 @@ def sections(results: Results) -> list[str]:
     parts = [report.heading(results.environment), _listing(cases, results), *_grids(cases, results)]
     parts += [_modules_table(cases, results), report.skipped_lines(results)]
     if cuda:
-        parts.append(_copy_table(cases, results))
+        parts += [_copy_table(cases, results), _precision_table(cases, results), _targets_section(results)]
     else:
         parts += [_limit_table(cases, results), _targets_section(results)]
     return [*parts, _readme_table(cases, results)]
@@ -373,6 +473,24 @@ def _copy_table(cases: Sequence[Case], results: Results) -> str:
     return "Against a copy of the batch on the device (x.clone()):\n\n" + report.table(headers, rows)
 
 
+def _precision_table(cases: Sequence[Case], results: Results) -> str:
+    """K beside dense products at both precisions, and beside its own dense matrix: where tensor cores would pay."""
+    names = ("dense", "dense, tf32", "materialised", "materialised, tf32")
+    rows = []
+    for case in sorted(cases, key=lambda c: (c.training, c.n, c.batch)):
+        found = results.get(case.name)
+        ratios = [found.ratio(name, "K") for name in names]
+        if any(ratio is not None for ratio in ratios[1:]):
+            rows.append([case.name, _a_vector(found.time("K"), case), *map(report.ratio_text, ratios)])
+    if not rows:
+        return ""
+    how = (
+        "Times over K's, float32. Materialised: the dense matrix made from the factors in every call, and its product; "
+        "tf32: with torch.set_float32_matmul_precision('high')."
+    )
+    return f"{how}\n\n{report.table(['case', 'K (us a vector)', *names], rows)}"
+
+
 def limit_share(case: Case, measurement: Measurement, environment: Mapping[str, object]) -> Spread | None:
     """The instruction limit's time over K's, taken within each round; None if it was not measured."""
     operations = machine.butterfly_operations(case.n, machine.LANES[str(environment["capability"])]) * case.batch
@@ -417,6 +535,17 @@ def _limit_table(cases: Sequence[Case], results: Results) -> str:
 
 
 def _targets_section(results: Results) -> str:
+    if results.environment["device"] == "cuda":
+        lines = ["Targets (float32):", "", report.target_table(CUDA_TARGETS, results)]
+        graph = results.get(Case("real", 1024, 1).name).time("K, CUDA graph")
+        if graph is not None:
+            verdict = "yes" if graph.median * 1e6 <= GRAPH_MICROSECONDS else "no"
+            lines += [
+                "",
+                f"BB*, n=1024, batch 1, in a CUDA graph: {report.microseconds(graph)} us, to reach at most "
+                f"{GRAPH_MICROSECONDS:g}: {verdict}.",
+            ]
+        return "\n".join(lines)
     lines = ["Targets (float32, one thread):", "", report.target_table(TARGETS, results)]
     for note in report.target_notes(results.environment):
         lines += ["", note]

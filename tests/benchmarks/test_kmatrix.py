@@ -1,15 +1,17 @@
 """The K-matrix benchmark: a tiny run from end to end, and what its tables say of known times."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import kmatrix, machine
-from benchmarks.kmatrix import TARGETS, Case
+from benchmarks.kmatrix import CUDA_TARGETS, TARGETS, Case
 from benchmarks.report import Target, target_table
 from benchmarks.runner import Results, parse_options
 from benchmarks.timing import Measurement
+from kaleido_audio import ops
 
 ENVIRONMENT = {"capability": "avx512", "torch_capability": "avx2"}
 
@@ -89,8 +91,44 @@ def test_tables_of_a_gpu_are_against_a_copy_and_name_no_threads() -> None:
     row = next(line for line in text.splitlines() if "15x (15 to 15)" in line)
     assert "1.5x (1.5 to 1.5)" in row and "3x (3 to 3)" in row
     assert "thread" not in text.replace("K with one thread (scaling)", "")
-    assert "to reach" not in text
+    assert "forward, against a copy" in text
     assert kmatrix.figure(results) is not None
+
+
+def test_targets_of_a_gpu() -> None:
+    options = parse_options("kmatrix", None, [], "")
+    options = dataclasses.replace(options, device=torch.device("cuda"))
+    cases = kmatrix.all_cases(options)
+    assert {target.case for target in CUDA_TARGETS} <= {case.name for case in cases}
+    assert [case.name for case in cases[:2]] == ["real-n512-b65536-forward-t1", "real-n1024-b65536-forward-t1"]
+    graph = Measurement({"K, CUDA graph": [5e-6, 5.5e-6]})
+    environment = {"device": "cuda"}
+    large = Measurement({"K": [4.0], "copy": [2.9], "dense": [19.0], "dense, tf32": [6.0]})
+    results = Results(Path("x.json"), environment, {CUDA_TARGETS[0].case: large, Case("real", 1024, 1).name: graph})
+    text = kmatrix._targets_section(results)
+    copy, dense = (
+        next(line for line in text.splitlines() if f"against {name} " in line) for name in ("a copy", "dense")
+    )
+    assert copy.endswith(" no |") and "1.38x" in copy, "2.9 / 4 is 72.5 % of the bandwidth of a copy"
+    assert dense.endswith(" no |") and "4.75x" in dense
+    assert "in a CUDA graph: 5.25 us, to reach at most 6: yes" in text
+
+
+def test_a_materialised_product_is_the_same_with_its_gradients() -> None:
+    x = torch.randn(9, 8, dtype=torch.float64, requires_grad=True)
+    factors = torch.randn(2, 3, 2, 8, dtype=torch.float64, requires_grad=True)
+    for found, expected in zip(
+        torch.autograd.grad(kmatrix._materialised(x, factors).square().sum(), (x, factors)),
+        torch.autograd.grad(ops.butterfly_multiply(x, factors).square().sum(), (x, factors)),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected)
+
+
+def test_precision_is_restored() -> None:
+    before = torch.get_float32_matmul_precision()
+    assert kmatrix._in_tf32(torch.get_float32_matmul_precision)() == "high"
+    assert torch.get_float32_matmul_precision() == before
 
 
 def test_verdicts_of_targets() -> None:
