@@ -19,7 +19,7 @@ from recipes.cifar.recoveries import CASES, recover_all
 from recipes.timit.corpus import CorpusError
 
 DEFAULT_ROWS = (
-    "fc", "rnn", "cnn", "dense-cnn", "k-cnn", "k-permutation-cnn", "recovered-k-cnn", "recovered-faq-cnn", "unpermuted",
+    "fc", "rnn", "cnn", "dense-cnn", "k-cnn", "k-identity-cnn", "recovered-k-cnn", "recovered-faq-cnn", "unpermuted",
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from recipes.cifar.data import PERMUTATIONS
 from recipes.timit.files import replace_text
 
 NETS = ("fc", "rnn", "resnet18")
-FRONTS = ("none", "dense", "k", "k-permutation")
+FRONTS = ("none", "dense", "k", "k-identity")
 METHODS = ("k", "gumbel-sinkhorn", "spectral", "spectral+faq", "oracle")
 """Ways to recover a permutation; "oracle" is told it."""
 
@@ -25,8 +25,8 @@ class Config:
 
     Attributes:
         net: the classifier.
-        front: the map of the 1024 pixels before it, learned with it: none, a dense matrix, a K-matrix BB*, or a
-            relaxed permutation of that form.
+        front: the map of the 1024 pixels before it, learned with it: none, a dense matrix, or a K-matrix BB*, which
+            starts at random ("k") or as the identity.
         recovery: "none", or how the permutation is recovered without labels before training (two-stage mode).
         permutation: of the pixels, "random" or "bitreversal" of rows and columns; "none" leaves them in place.
         permutation_seed: of the random one.
@@ -86,7 +86,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "cnn": {},
     "dense-cnn": {"front": "dense"},
     "k-cnn": {"front": "k"},
-    "k-permutation-cnn": {"front": "k-permutation"},
+    "k-identity-cnn": {"front": "k-identity"},
     "recovered-k-cnn": {"recovery": "k"},
     "recovered-gumbel-cnn": {"recovery": "gumbel-sinkhorn"},
     "recovered-spectral-cnn": {"recovery": "spectral"},
@@ -101,7 +101,7 @@ TITLES = {
     "cnn": "CNN",
     "dense-cnn": "Dense + CNN",
     "k-cnn": "K + CNN",
-    "k-permutation-cnn": "relaxed K-permutation + CNN",
+    "k-identity-cnn": "K, from the identity, + CNN",
     "recovered-k-cnn": "two-stage: K-permutation, then CNN",
     "recovered-gumbel-cnn": "two-stage: Gumbel-Sinkhorn, then CNN",
     "recovered-spectral-cnn": "two-stage: spectral, then CNN",

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kaleido_audio import KMatrix
-from kaleido_audio.nn import KPermutation
 from recipes.cifar.config import Config
 from recipes.cifar.data import CLASSES, PIXELS, SIDE, permuted
 
@@ -64,9 +63,7 @@ def _front(name: str) -> nn.Module | None:
         return None
     if name == "dense":
         return nn.Linear(PIXELS, PIXELS, bias=False)
-    if name == "k":
-        return KMatrix(PIXELS)
-    return KPermutation(PIXELS)
+    return KMatrix(PIXELS, init="identity" if name == "k-identity" else "orthogonal")
 
 
 def fully_connected(hidden: int) -> nn.Sequential:

@@ -57,6 +57,13 @@ def test_a_recovered_order_restores_what_the_network_sees() -> None:
         Classifier(dataclasses.replace(TINY, recovery="oracle"), torch.zeros(1024, dtype=torch.int64))
 
 
+def test_a_k_matrix_from_the_identity_leaves_the_images_alone() -> None:
+    images = torch.randn(2, 3, 32, 32)
+    pixels = Classifier(dataclasses.replace(TINY, front="k-identity")).pixels(images)
+    torch.testing.assert_close(pixels, images, rtol=0, atol=1e-6)
+    assert count_row("k-identity-cnn") == count_row("k-cnn")
+
+
 def test_resnet_halves_three_times() -> None:
     sizes = []
     net = ResNet18(4)
