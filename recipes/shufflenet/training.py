@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from timm.scheduler import MultiStepLRScheduler, PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3
+from timm.utils import ModelEmaV3, distribute_bn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -235,6 +235,10 @@ class Trainer:
         """Accuracy on val, a line of the history and a checkpoint."""
         loss, right, count = self.processes.summed(*self.sums.tolist())
         self._check_finite(loss)
+        if self.processes.world > 1:
+            # Every process has statistics of its own images: what is measured is what the first one saves.
+            for model in (self.model, self.average.module):
+                distribute_bn(model, self.processes.world)
         val_loss, top1, top5 = measure(self.model, self.config, self.data, self.processes, self.workers)
         _, ema_top1, _ = measure(self.average.module, self.config, self.data, self.processes, self.workers)
         self.history.append(

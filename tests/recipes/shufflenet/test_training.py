@@ -212,7 +212,9 @@ def test_two_processes_share_every_batch(root, tmp_path) -> None:
         run, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120
     )
     assert result.returncode == 0, result.stderr
-    assert json.loads((tmp_path / "result.json").read_text())["epochs"] == 1
+    found = json.loads((tmp_path / "result.json").read_text())
+    line = json.loads((tmp_path / "history.json").read_text())[0]
+    assert (found["epochs"], found["top1"], found["ema_top1"]) == (1, line["val_top1"], line["ema_top1"])
     assert torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)["update"] == 4
     with pytest.raises(ValueError, match="3 processes can share evenly, got 8"):
         os.environ["WORLD_SIZE"] = "3"
