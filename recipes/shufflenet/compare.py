@@ -240,11 +240,11 @@ def figure(runs: Sequence[Run], latencies: Mapping[tuple[Row, float, int], Laten
         style = {"color": f"C{color}", "marker": "o", "markersize": 4, "capsize": 3}
         left.errorbar(cost, means, spreads, label=_title(row), **style)
         right.errorbar(latency, means, spreads, **style)
-    left.set(xlabel="multiply-adds of an image (millions)", ylabel="top-1 on val (%)", xscale="log")
-    right.set(xlabel=f"latency of a {LATENCY_SIZE} px image, batch {BATCHES[0]} (ms)", xscale="log")
+    left.set(xlabel="multiply-adds of an image (millions)", ylabel="top-1 on val (%)")
+    right.set(xlabel=f"latency of a {LATENCY_SIZE} px image, batch {BATCHES[0]} (ms)")
     left.legend(fontsize="small")
     for axes in (left, right):
-        axes.grid(alpha=0.3, which="both")
+        axes.grid(alpha=0.3)
     widths = ", ".join(f"{width:g}" for width in sorted({run.config.width for run in runs}))
     data = ", ".join(sorted({run.result.data for run in runs}))
     result.suptitle(f"{data}; ShuffleNet of width {widths}; bars: standard deviation of seeds", fontsize="medium")
