@@ -14,6 +14,7 @@ from recipes.cifar.evaluation import Result, evaluate
 from recipes.cifar.figures import recovery_figure, save_small
 from recipes.cifar.training import train
 from recipes.timit.files import replace_text
+from recipes.translation.training import check_single_process
 
 FIGURE = (("bitreversal", "k"), ("random", "k"), ("random", "spectral+faq"))
 """Permutations and methods of the figure."""
@@ -58,7 +59,11 @@ def compare(
 
     Returns:
         the table as Markdown.
+
+    Raises:
+        ValueError: torchrun started several processes.
     """
+    check_single_process()
     runs = []
     for seed in seeds:
         for row, config in configs.items():

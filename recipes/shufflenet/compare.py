@@ -19,7 +19,7 @@ from recipes.shufflenet.latency import BATCHES, Latency, circumstances, measure_
 from recipes.shufflenet.model import K_INITS, MIXINGS
 from recipes.shufflenet.training import build, train
 from recipes.timit.files import replace_text
-from recipes.translation.training import Processes
+from recipes.translation.training import Processes, check_single_process
 
 LATENCY_SIZE = 224
 """Height and width of the images of the table's latencies and multiply-adds: ImageNet's."""
@@ -106,7 +106,11 @@ def compare(
 
     Returns:
         the table as Markdown.
+
+    Raises:
+        ValueError: torchrun started several processes.
     """
+    check_single_process()
     configs = [
         (row, replace(base, seed=seed, width=width, mixing=row.mixing, k_init=row.k_init))
         for seed, width, row in product(seeds, widths, rows)

@@ -15,7 +15,7 @@ from recipes.translation.config import ROWS, TITLES, Config
 from recipes.translation.counts import PAPER
 from recipes.translation.data import Data, read_lines
 from recipes.translation.evaluate import Result, evaluate
-from recipes.translation.training import train
+from recipes.translation.training import check_single_process, train
 
 _SAMPLES = 1000
 
@@ -57,7 +57,11 @@ def compare(
 
     Returns:
         the table as Markdown.
+
+    Raises:
+        ValueError: torchrun started several processes.
     """
+    check_single_process()
     runs = []
     for row, config in configs.items():
         for seed in seeds:

@@ -123,6 +123,20 @@ class Processes:
         return [float(value) for value in total.tolist()]
 
 
+def check_single_process() -> None:
+    """Raise ValueError if torchrun started several processes, for what is done by one.
+
+    Raises:
+        ValueError: it did.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1:
+        raise ValueError(
+            f"expected one process, got {world}: compare trains one run after another by itself; give torchrun the "
+            "train command for each run, in the folder where compare looks for it, and then compare without torchrun"
+        )
+
+
 class Trainer:
     """One training.
 

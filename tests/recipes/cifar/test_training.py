@@ -150,6 +150,12 @@ def test_compare_prints_the_table_and_keeps_runs(root, tmp_path, capsys) -> None
     assert times == {path: path.stat().st_mtime_ns for path in times}
 
 
+def test_compare_is_for_one_process(root, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(f"compare --data {root} --out {tmp_path} --accelerator cpu --quiet".split()) == 2
+    assert "expected one process, got 2: compare trains one run after another" in capsys.readouterr().err
+
+
 def test_figure(data, tmp_path) -> None:
     from recipes.cifar.figures import recovery_figure, save_small
 

@@ -265,6 +265,12 @@ def test_table_has_means_and_the_paper_s_accuracies() -> None:
     ]
 
 
+def test_compare_is_for_one_process(root, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(f"compare --data {root} --out {tmp_path} --accelerator cpu --quiet".split()) == 2
+    assert "expected one process, got 2: compare trains one run after another" in capsys.readouterr().err
+
+
 def test_compare_keeps_finished_runs(root, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr("recipes.shufflenet.compare.LATENCY_SIZE", 32)
     command = (

@@ -96,6 +96,12 @@ def test_new_text_is_translated_in_its_order_and_empty_lines_stay(learned, data)
 # --- comparison ---
 
 
+def test_a_comparison_is_for_one_process(data, tiny, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="expected one process, got 2: compare trains one run after another"):
+        compare({"transformer": tiny("transformer")}, data, tmp_path, seeds=[0], accelerator="cpu", progress=False)
+
+
 def test_a_comparison_trains_what_is_missing_and_only_that(data, tiny, tmp_path) -> None:
     rows = ("transformer", "dynamicconv-k-ffn")
     configs = {row: tiny(row, updates=4) for row in rows}
