@@ -129,7 +129,7 @@ def check_single_process() -> None:
     Raises:
         ValueError: it did.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = Processes("cpu").world
     if world > 1:
         raise ValueError(
             f"expected one process, got {world}: compare trains one run after another by itself; give torchrun the "
