@@ -350,9 +350,8 @@ struct RowsGradientSink {
 // Sums of partial gradients in the order of their chunks.
 template <class Number, class Block>
 KALEIDO_DEVICE void sum_chunks(const Number* partial, Number* total, std::int64_t chunks, std::int64_t numbers,
-                               Block& block) {
-  for (std::int64_t i = std::int64_t(block.index()) * block.threads() + block.thread(); i < numbers;
-       i += std::int64_t(block.count()) * block.threads()) {
+                               const Block& block) {
+  for (std::int64_t i = thread_of_grid(block); i < numbers; i += threads_of_grid(block)) {
     Number sum = partial[i];
     for (std::int64_t c = 1; c < chunks; ++c) sum = multiply_add(from_real<Number>(1), partial[c * numbers + i], sum);
     total[i] = sum;

@@ -1,6 +1,10 @@
 // A block of threads as the kernels' headers see it.
 #pragma once
 
+#ifndef __CUDACC__
+#include "simulated_block.h"  // of tests/cuda/simulated, in the place of all this
+#else
+
 #include <cooperative_groups.h>
 
 #include "numbers.h"
@@ -47,3 +51,5 @@ struct Block {
 };
 
 }  // namespace kaleido_cuda
+
+#endif

@@ -29,14 +29,42 @@ __global__ void __launch_bounds__(backward_threads<Number>(), 1)
 
 template <class Number>
 __global__ void sum_kernel(const Number* partial, Number* total, std::int64_t chunks, std::int64_t numbers) {
-  Block block;
+  const Block block{};
   sum_chunks(partial, total, chunks, numbers, block);
 }
 
-template <class Kernel>
-cudaError_t allow_shared(Kernel* kernel, std::int64_t bytes) {
-  if (bytes <= 48 << 10) return cudaSuccess;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
+template <class T>
+struct AsGiven {
+  using type = T;
+};
+
+struct Grid {
+  std::int64_t blocks;
+  int threads;
+  std::int64_t shared_bytes = 0;  // of a block
+  int cluster = 1;                // blocks
+};
+
+template <class... Parameters>
+cudaError_t launch(void (*kernel)(Parameters...), const Grid& grid, cudaStream_t stream,
+                   const typename AsGiven<Parameters>::type&... arguments) {
+  // More than 48 KiB have to be asked for.
+  if (grid.shared_bytes > 48 << 10) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.shared_bytes));
+    if (error) return error;
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(grid.blocks));
+  config.blockDim = dim3(unsigned(grid.threads));
+  config.dynamicSmemBytes = std::size_t(grid.shared_bytes);
+  config.stream = stream;
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {unsigned(grid.cluster), 1, 1};
+  config.attrs = &attribute;
+  config.numAttrs = grid.cluster > 1 ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
 template <class Number, class Tile, class Source, class Sink>
@@ -67,9 +95,7 @@ cudaError_t launch_tiles(const Source& source, const Sink& sink, std::int64_t si
                                                 int(sink_bytes)};
   const auto kernel = resident ? multiply_kernel<Number, Tile, true, Source, Sink>
                                         : multiply_kernel<Number, Tile, false, Source, Sink>;
-  if (const cudaError_t error = allow_shared(kernel, bytes)) return error;
-  kernel<<<unsigned(tiles * parts), kMultiplyThreads, std::size_t(bytes), stream>>>(args);
-  return cudaGetLastError();
+  return launch(kernel, {tiles * parts, kMultiplyThreads, bytes}, stream, args);
 }
 
 // f(tile) for the tile of a pass over consecutive elements.
@@ -105,19 +131,10 @@ cudaError_t launch_backward(const Source& x, const Gradient& grad, const Rows<Nu
                                                     {}};
   std::copy(run.groups.begin(), run.groups.end(), args.groups);
   const std::int64_t bytes = run.shared_numbers * sizeof(Number);
-  const auto kernel = backward_kernel<Number, Source, Gradient, Sink>;
-  if (const cudaError_t error = allow_shared(kernel, bytes)) return error;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(run.map.tiles_per_vector() * parts * run.blocks));
-  config.blockDim = dim3(unsigned(run.groups_per_block * run.threads_per_group));
-  config.dynamicSmemBytes = std::size_t(bytes);
-  config.stream = stream;
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {unsigned(run.blocks), 1, 1};
-  config.attrs = &attribute;
-  config.numAttrs = run.blocks > 1 ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, args);
+  return launch(backward_kernel<Number, Source, Gradient, Sink>,
+                {std::int64_t(run.map.tiles_per_vector()) * parts * run.blocks,
+                 run.groups_per_block * run.threads_per_group, bytes, run.blocks},
+                stream, args);
 }
 
 template <class Number>
@@ -142,8 +159,7 @@ template <class Number>
 cudaError_t Launch<Number>::sum(const Number* partial, Number* total, std::int64_t chunks, std::int64_t numbers,
                                 cudaStream_t stream) {
   const std::int64_t blocks = std::min<std::int64_t>((numbers + 127) / 128, 4096);
-  sum_kernel<<<unsigned(blocks), 128, 0, stream>>>(partial, total, chunks, numbers);
-  return cudaGetLastError();
+  return launch(sum_kernel<Number>, {blocks, 128}, stream, partial, total, chunks, numbers);
 }
 
 template <class Number>

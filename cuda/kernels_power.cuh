@@ -8,32 +8,34 @@ namespace kaleido_cuda {
 template <class Real>
 __global__ void windowed_kernel(const Real* waveform, const Real* window, std::int64_t time, int per_item, int hop,
                                 int length, std::int64_t count, Real* to) {
-  const std::int64_t step = std::int64_t(gridDim.x) * blockDim.x;
-  for (std::int64_t i = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count * length; i += step)
+  const Block block{};
+  for (std::int64_t i = thread_of_grid(block); i < count * length; i += threads_of_grid(block))
     to[i] = windowed_sample(waveform, window, time, per_item, hop, i / length, int(i % length));
 }
 
 template <class Real>
 __global__ void overlap_kernel(const Real* frames_grad, const Real* window, std::int64_t items, int per_item,
                                std::int64_t time, int hop, int length, Real* waveform_grad) {
-  const std::int64_t step = std::int64_t(gridDim.x) * blockDim.x;
-  for (std::int64_t i = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < items * time; i += step)
+  const Block block{};
+  for (std::int64_t i = thread_of_grid(block); i < items * time; i += threads_of_grid(block))
     waveform_grad[i] = overlap_add(frames_grad, window, i / time, per_item, i % time, hop, length);
 }
 
 template <class Real>
 __global__ void window_kernel(const Real* frames_grad, const Real* waveform, std::int64_t time, int per_item, int hop,
                               int length, std::int64_t count, Real* partial) {
-  const std::int64_t first = std::int64_t(blockIdx.x) * kFramesOfChunk;
+  const Block block{};
+  const std::int64_t first = std::int64_t(block.index()) * kFramesOfChunk;
   const std::int64_t last = first + kFramesOfChunk < count ? first + kFramesOfChunk : count;
-  for (int i = threadIdx.x; i < length; i += blockDim.x)
-    partial[blockIdx.x * std::int64_t(length) + i] =
+  for (int i = block.thread(); i < length; i += block.threads())
+    partial[block.index() * std::int64_t(length) + i] =
         window_gradient(frames_grad, waveform, time, per_item, hop, length, first, last, i);
 }
 
 // One for all types of numbers, but each file has its own.
 static __global__ void link_kernel(const std::int64_t* rows, int n_rows, int n, int* head, int* next) {
-  link_rows(rows, n_rows, n, int(blockIdx.x * blockDim.x + threadIdx.x), head, next);
+  const Block block{};
+  link_rows(rows, n_rows, n, int(thread_of_grid(block)), head, next);
 }
 
 template <class Number>
@@ -65,35 +67,32 @@ cudaError_t LaunchPower<Number>::backward_last(const Rows<Number>& x, const Powe
 template <class Number>
 cudaError_t LaunchPower<Number>::link(const std::int64_t* rows, int n_rows, int n, int* head, int* next,
                                       cudaStream_t stream) {
-  link_kernel<<<unsigned((n + 127) / 128), 128, 0, stream>>>(rows, n_rows, n, head, next);
-  return cudaGetLastError();
+  return launch(link_kernel, {(n + 127) / 128, 128}, stream, rows, n_rows, n, head, next);
 }
 
-inline unsigned blocks_for(std::int64_t items) { return unsigned(std::min<std::int64_t>((items + 255) / 256, 65535)); }
+inline Grid grid_for(std::int64_t items) { return {std::min<std::int64_t>((items + 255) / 256, 65535), 256}; }
 
 template <class Number>
 cudaError_t LaunchPower<Number>::windowed(const Frames<Number>& frames, Real* to, cudaStream_t stream) {
-  windowed_kernel<<<blocks_for(frames.count * frames.features), 256, 0, stream>>>(
-      frames.waveform, frames.window, frames.time, frames.per_item, frames.hop, frames.features, frames.count, to);
-  return cudaGetLastError();
+  return launch(windowed_kernel<Real>, grid_for(frames.count * frames.features), stream, frames.waveform, frames.window,
+                frames.time, frames.per_item, frames.hop, frames.features, frames.count, to);
 }
 
 template <class Number>
 cudaError_t LaunchPower<Number>::overlap(const Frames<Number>& frames, const Real* frames_grad, std::int64_t items,
                                          Real* waveform_grad, cudaStream_t stream) {
-  overlap_kernel<<<blocks_for(items * frames.time), 256, 0, stream>>>(frames_grad, frames.window, items,
-                                                                      frames.per_item, frames.time, frames.hop,
-                                                                      frames.features, waveform_grad);
-  return cudaGetLastError();
+  return launch(overlap_kernel<Real>, grid_for(items * frames.time), stream, frames_grad, frames.window, items,
+                frames.per_item, frames.time, frames.hop, frames.features, waveform_grad);
 }
 
 template <class Number>
 cudaError_t LaunchPower<Number>::window(const Frames<Number>& frames, const Real* frames_grad, Real* partial,
                                         Real* window_grad, cudaStream_t stream) {
   const std::int64_t chunks = window_chunks(frames.count);
-  window_kernel<<<unsigned(chunks), 256, 0, stream>>>(frames_grad, frames.waveform, frames.time, frames.per_item,
-                                                      frames.hop, frames.features, frames.count, partial);
-  if (const cudaError_t error = cudaGetLastError()) return error;
+  const cudaError_t error =
+      launch(window_kernel<Real>, {chunks, 256}, stream, frames_grad, frames.waveform, frames.time, frames.per_item,
+             frames.hop, frames.features, frames.count, partial);
+  if (error) return error;
   return Launch<Real>::sum(partial, window_grad, chunks, frames.features, stream);
 }
 

@@ -8,6 +8,16 @@ namespace kaleido_cuda {
 constexpr int kLanes = 32;
 constexpr int kLaneBits = 5;
 
+// Number of a thread among those of the grid, and how many there are.
+template <class Block>
+KALEIDO_DEVICE std::int64_t thread_of_grid(const Block& block) {
+  return std::int64_t(block.index()) * block.threads() + block.thread();
+}
+template <class Block>
+KALEIDO_DEVICE std::int64_t threads_of_grid(const Block& block) {
+  return std::int64_t(block.count()) * block.threads();
+}
+
 // `value` of `bits` bits, rotated right by `by`: bit j of the result is bit (j + by) mod bits.
 KALEIDO_EVERYWHERE constexpr int rotate_right(int value, int by, int bits) {
   by %= bits;

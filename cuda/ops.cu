@@ -1,15 +1,10 @@
 // The operators kaleido_audio::* for CUDA tensors. Their schemas are defined by the CPU library, which is loaded first.
 
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/macros.h>
-
 #include <climits>
-#include <mutex>
 #include <tuple>
 #include <vector>
 
-#include "../cpu/tensors.h"
-#include "launch.h"
+#include "gpu.h"
 
 namespace {
 
@@ -17,52 +12,6 @@ using namespace kaleido;
 using namespace kaleido_cuda;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-// --- the GPU ---
-
-constexpr int kPortableCluster = 8;
-
-Device properties_of(int index) {
-  const auto attribute = [&](cudaDeviceAttr which) {
-    int value = 0;
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, index));
-    return value;
-  };
-  int built_for = 0;
-  STD_CUDA_CHECK(Launch<float>::built_for(&built_for));
-  // Code for older GPUs that the driver has compiled for this one knows nothing of clusters.
-  const bool clusters = attribute(cudaDevAttrClusterLaunch) && built_for >= 90;
-  return {attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-          attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor), clusters ? kPortableCluster : 1};
-}
-
-// The GPU of a tensor, made the current one while this lives, and the stream to work on.
-class Gpu {
- public:
-  explicit Gpu(const Tensor& tensor) : guard_(tensor.get_device_index()) {
-    const int index = tensor.get_device_index();
-    void* current = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &current));
-    stream = static_cast<cudaStream_t>(current);
-    static std::mutex mutex;
-    static std::vector<Device> known;
-    const std::lock_guard<std::mutex> lock(mutex);
-    while (int(known.size()) <= index) known.push_back({});
-    if (known[index].processors == 0) known[index] = properties_of(index);
-    device = known[index];
-  }
-  cudaStream_t stream;
-  Device device;
-
- private:
-  torch::stable::accelerator::DeviceGuard guard_;
-};
-
-void check_devices(const Tensor& tensor, std::initializer_list<const Tensor*> others) {
-  for (const Tensor* other : others)
-    STD_TORCH_CHECK(other->is_cuda() && other->get_device_index() == tensor.get_device_index(),
-                    "expected all tensors on one GPU: move them to one device");
-}
 
 // --- arguments ---
 
@@ -433,7 +382,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(kaleido_audio, m) {
       "float power, float log_scale, float eps) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(kaleido_audio, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(kaleido_audio, KALEIDO_DISPATCH_KEY, m) {
   m.impl("butterfly", TORCH_BOX(&butterfly));
   m.impl("butterfly_no_grad", TORCH_BOX(&butterfly));
   m.impl("butterfly_backward", TORCH_BOX(&butterfly_backward));

@@ -144,6 +144,12 @@ class Block {
   int fiber_, rank_, thread_, index_, count_;
 };
 
+// That of the thread which has just begun: what a kernel finds its block by.
+inline Block*& current_block() {
+  static thread_local Block* block = nullptr;
+  return block;
+}
+
 struct Cluster {
   int blocks, threads;
   std::size_t shared_bytes;

@@ -1,26 +1,70 @@
-"""The CUDA kernels' maths without a GPU: the same headers, compiled as C++, every thread of a grid run in turn."""
+"""The CUDA kernels without a GPU: their sources, compiled as C++, every thread of a grid run in turn."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
+
+from kaleido_audio.ops import native
 
 HERE = Path(__file__).parent
+SOURCES = HERE.parent.parent / "cuda"
 FLAGS = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-U_FORTIFY_SOURCE"]
+UNITS = ("ops", "kernels_f32", "kernels_f64", "kernels_c64", "kernels_c128")
+
+
+@pytest.fixture(scope="module")
+def compiler() -> str:
+    found = shutil.which("g++")  # the fibers of simulator.h and _Float16 want GCC
+    if found is None:
+        pytest.skip("there is no g++")
+    if not (SOURCES / "ops.cu").is_file():
+        pytest.skip("the kernels' sources are not beside the tests")
+    return found
 
 
 @pytest.mark.parametrize("program", ["check_multiply", "check_backward", "check_spectrum"])
-def test_simulated_kernels_agree_with_the_definition(program: str, tmp_path: Path) -> None:
-    compiler = shutil.which("g++")  # the fibers of simulator.h and _Float16 want GCC
-    if compiler is None:
-        pytest.skip("there is no g++")
-    sources = HERE.parent.parent / "cuda" / "multiply.h"
-    if not sources.is_file():
-        pytest.skip("the kernels' sources are not beside the tests")
+def test_simulated_kernels_agree_with_the_definition(program: str, compiler: str, tmp_path: Path) -> None:
     binary = tmp_path / program
     subprocess.run([compiler, *FLAGS, str(HERE / f"{program}.cpp"), "-o", str(binary)], check=True)
     result = subprocess.run([str(binary)], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def library(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The operators of ``cuda/ops.cu``, with all their launches, on tensors of the processor."""
+    folder, package = tmp_path_factory.mktemp("simulated"), Path(torch.__file__).parent
+    flags = [*FLAGS, "-fPIC", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    flags += ["-isystem", str(package / "include"), "-I", str(HERE / "simulated"), "-x", "c++"]
+
+    def compile_unit(unit: str) -> None:
+        subprocess.run(
+            [compiler, *flags, "-c", str(SOURCES / f"{unit}.cu"), "-o", str(folder / f"{unit}.o")], check=True
+        )
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(compile_unit, UNITS))
+    output = folder / "simulated.so"
+    objects = [str(folder / f"{unit}.o") for unit in UNITS]
+    link = ["-shared", f"-L{package / 'lib'}", "-Wl,--no-as-needed", "-ltorch"]
+    subprocess.run([compiler, *objects, *link, "-o", str(output)], check=True)
+    return output
+
+
+@pytest.mark.skipif("cpu" not in native._devices, reason="the package was built without native kernels")
+@pytest.mark.skipif(torch.version.cuda is None, reason="a torch without CUDA loads no CUDA kernels")
+@pytest.mark.parametrize("gpu", ["sm_80", "sm_90"])  # without and with clusters of blocks
+def test_the_tests_for_gpus_pass_on_a_simulated_one(gpu: str, library: Path) -> None:
+    environment = {**os.environ, "KALEIDO_SIMULATED_GPU": gpu, "KALEIDO_CUDA_LIBRARY": str(library)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "test_gpu.py")]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE.parent.parent)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert " passed" in result.stdout
