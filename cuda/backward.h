@@ -59,13 +59,22 @@ struct GroupThread {
   const Args& args;
   Block& block;
   const int k, t, tile, part;
+  int places[kElements];  // of this thread's elements in a tile in shared memory, in bytes
   Number diagonal[kStages][kElements], off_diagonal[kStages][kElements];
   Number diagonal_grad[kStages][kElements], off_diagonal_grad[kStages][kElements];
 
   KALEIDO_DEVICE GroupThread(const Args& args, Block& block, int k, int t)
       : args(args), block(block), k(k), t(t),
         tile(block.index() / block.cluster_size() % args.map.tiles_per_vector()),
-        part(block.index() / block.cluster_size() / args.map.tiles_per_vector()) {}
+        part(block.index() / block.cluster_size() / args.map.tiles_per_vector()) {
+    // A swizzle of bits is that of some of them XOR that of the others.
+    Places local = locals();
+    local.start = swizzle<kBytes>(local.start);
+    KALEIDO_UNROLL
+    for (int b = 0; b < kStages; ++b) local.steps[b] = swizzle<kBytes>(local.steps[b]);
+    KALEIDO_UNROLL
+    for (int e = 0; e < kElements; ++e) places[e] = forgotten(local(e) * kBytes);  // not to be computed in every step
+  }
 
   // Read and computed anew each time: kept, they would take the registers of the coefficients.
   KALEIDO_DEVICE const Group& group() const { return args.groups[forgotten(k)]; }
@@ -86,14 +95,6 @@ struct GroupThread {
     Places places{window_index<kStages>(forgotten(t), 0, own.position), {}};
     KALEIDO_UNROLL
     for (int b = 0; b < kStages; ++b) places.steps[b] = 1 << (own.position + (own.up ? kStages - 1 - b : b));
-    return places;
-  }
-  // In shared memory: a swizzle of bits is that of some of them XOR that of the others.
-  KALEIDO_DEVICE Places swizzled() const {
-    Places places = locals();
-    places.start = swizzle<kBytes>(places.start);
-    KALEIDO_UNROLL
-    for (int b = 0; b < kStages; ++b) places.steps[b] = swizzle<kBytes>(places.steps[b]);
     return places;
   }
   KALEIDO_DEVICE int tile_size() const { return 1 << args.map.local_bits; }
@@ -202,9 +203,18 @@ struct GroupThread {
   KALEIDO_DEVICE void for_each(int j, const Open& open, F&& f) const {
     const std::int64_t first = (part + std::int64_t(j) * args.parts) * args.map.vectors_per_tile();
     const Places local = locals();
-    KALEIDO_UNROLL
-    for (int e = 0; e < kElements; ++e)
-      f(open(first + args.map.vector(local(e))), args.map.index(tile, local(e)), e);
+    if (args.map.vectors_per_tile() == 1) {
+      Places index{args.map.index(tile, local.start), {}};
+      KALEIDO_UNROLL
+      for (int b = 0; b < kStages; ++b) index.steps[b] = args.map.index(0, local.steps[b]);
+      const auto vector = open(first);
+      KALEIDO_UNROLL
+      for (int e = 0; e < kElements; ++e) f(vector, index(e), e);
+    } else {
+      KALEIDO_UNROLL
+      for (int e = 0; e < kElements; ++e)
+        f(open(first + args.map.vector(local(e))), args.map.index(tile, local(e)), e);
+    }
   }
   KALEIDO_DEVICE void load_x(int j, Number* x) const {
     args.x.visit([&](auto open) { for_each(j, open, [&](auto vector, int i, int e) { x[e] = vector(i); }); });
@@ -213,25 +223,31 @@ struct GroupThread {
     args.grad.visit([&](auto open) { for_each(j, open, [&](auto vector, int i, int e) { grad[e] = vector(i); }); });
   }
 
-  // Ring of tiles in the shared memory of the block that does group `of`.
-  KALEIDO_DEVICE Number* ring(int of, int offset, int slot) const {
-    Number* mine = reinterpret_cast<Number*>(block.shared()) + offset + slot * tile_size();
-    return block.of_rank(mine, of / args.groups_per_block);
+  // Tiles in shared memory are told by where they begin, in numbers. That of tile number j in a group's ring of two:
+  KALEIDO_DEVICE int grad_tile(int of, int j) const { return args.groups[of].grad_offset + (j & 1) * tile_size(); }
+  // The tile after `at` in a group's ring for its inputs.
+  KALEIDO_DEVICE int next_x_tile(int of, int at) const {
+    const Group& group = args.groups[of];
+    const int next = at + tile_size();
+    return next < group.x_offset + group.x_depth * tile_size() ? next : group.x_offset;
   }
-  KALEIDO_DEVICE Number* x_tile(int of, int j) const {
-    return ring(of, args.groups[of].x_offset, j % args.groups[of].x_depth);
-  }
-  KALEIDO_DEVICE Number* grad_tile(int of, int j) const { return ring(of, args.groups[of].grad_offset, j % 2); }
-  // A swizzle of bits is that of some of them XOR that of the others.
-  KALEIDO_DEVICE void get(const Number* from, Number* x) const {
-    const Places place = swizzled();
+  static KALEIDO_DEVICE Number& at_byte(char* tile, int place) { return *reinterpret_cast<Number*>(tile + place); }
+  KALEIDO_DEVICE void get(int at, Number* x) const {
+    char* from = block.shared() + at * kBytes;
     KALEIDO_UNROLL
-    for (int e = 0; e < kElements; ++e) x[e] = from[place(e)];
+    for (int e = 0; e < kElements; ++e) x[e] = at_byte(from, places[e]);
   }
-  KALEIDO_DEVICE void put(Number* to, const Number* x) const {
-    const Places place = swizzled();
-    KALEIDO_UNROLL
-    for (int e = 0; e < kElements; ++e) to[place(e)] = x[e];
+  // Into a tile of block `rank` of the cluster.
+  KALEIDO_DEVICE void put(int rank, int at, const Number* x) const {
+    char* to = block.shared() + at * kBytes;
+    if (rank == block.rank()) {
+      KALEIDO_UNROLL
+      for (int e = 0; e < kElements; ++e) at_byte(to, places[e]) = x[e];
+    } else {
+      to = block.of_rank(to, rank);
+      KALEIDO_UNROLL
+      for (int e = 0; e < kElements; ++e) at_byte(to, places[e]) = x[e];
+    }
   }
 };
 
@@ -247,7 +263,10 @@ KALEIDO_DEVICE void end_step(Block& block) {
 template <class Number, class Source, class Gradient, class Sink, class Block>
 KALEIDO_DEVICE void backward_tiles(const BackwardArgs<Number, Source, Gradient, Sink>& args, Block& block) {
   using Thread = GroupThread<Number, Source, Gradient, Sink, Block>;
-  const int k = block.rank() * args.groups_per_block + block.thread() / args.threads_per_group;
+  // Groups are whole warps.
+  const int rank = block.rank(), group_of_block = block.uniform(block.thread() / args.threads_per_group);
+  const int k = rank * args.groups_per_block + group_of_block;
+  const int rank_before = rank - (group_of_block == 0), rank_after = rank + (group_of_block + 1 == args.groups_per_block);
   const bool idle = k >= args.n_groups || block.thread() >= args.groups_per_block * args.threads_per_group;
   Thread thread(args, block, idle ? 0 : k, block.thread() % args.threads_per_group);
   thread.load_coefficients();
@@ -260,38 +279,39 @@ KALEIDO_DEVICE void backward_tiles(const BackwardArgs<Number, Source, Gradient, 
     if (is_first && !is_last) thread.load_x(0, ahead);
     if (is_last) thread.load_grad(0, ahead);
   }
+  // Where the group's next input is, that of the group after it, and that whose gradient comes next.
+  int x_at = thread.group().x_offset, next_at = is_last || idle ? 0 : args.groups[k + 1].x_offset, back_at = x_at;
   for (int step = 0; step < tiles + 2 * n_groups - 2; ++step) {
     const int onward = step - k, back = step - (2 * n_groups - 2 - k);
     if (!idle && !is_last && 0 <= onward && onward < tiles) {
       Number x[Thread::kElements];
       if (is_first) {
-        for (int e = 0; e < Thread::kElements; ++e) x[e] = ahead[e];
-        thread.put(thread.x_tile(0, onward), x);
+        thread.put(rank, x_at, ahead);
         if (onward + 1 < tiles) thread.load_x(onward + 1, ahead);
-      } else {
-        thread.get(thread.x_tile(k, onward), x);
       }
+      thread.get(x_at, x);
+      x_at = thread.next_x_tile(k, x_at);
       thread.forward(x);
-      thread.put(thread.x_tile(k + 1, onward), x);
+      thread.put(rank_after, next_at, x);
+      next_at = thread.next_x_tile(k + 1, next_at);
     }
     if (!idle && 0 <= back && back < tiles) {
       Number x[Thread::kElements], grad[Thread::kElements];
       if (n_groups == 1)
         thread.load_x(back, x);
       else
-        thread.get(thread.x_tile(k, back), x);
+        thread.get(back_at, x);
+      back_at = thread.next_x_tile(k, back_at);
       if (is_last) {
-        KALEIDO_UNROLL
-        for (int e = 0; e < Thread::kElements; ++e) grad[e] = ahead[e];
+        thread.put(rank, thread.grad_tile(k, back), ahead);
         if (back + 1 < tiles) thread.load_grad(back + 1, ahead);
-      } else {
-        thread.get(thread.grad_tile(k, back), grad);
       }
+      thread.get(thread.grad_tile(k, back), grad);
       thread.backward(x, grad, is_last);
       if (is_first)
         args.x_grad.store(thread, back, grad);
       else
-        thread.put(thread.grad_tile(k - 1, back), grad);
+        thread.put(rank_before, thread.grad_tile(k - 1, back), grad);
     }
     end_step(block);
   }

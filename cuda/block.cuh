@@ -20,6 +20,8 @@ struct Block {
     extern __shared__ __align__(128) char memory[];
     return memory;
   }
+  // x, which is the same for all threads of a warp.
+  __device__ __forceinline__ int uniform(int x) const { return __shfl_sync(~0u, x, 0); }
   __device__ __forceinline__ void sync() const { __syncthreads(); }
   __device__ __forceinline__ void sync_warp() const { __syncwarp(); }
 

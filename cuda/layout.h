@@ -56,6 +56,20 @@ struct ConsecutiveTile {
   static constexpr KALEIDO_EVERYWHERE int element(int lane, int reg, int m) {
     return (rotate_right(reg, m, kBits) << m) ^ lane ^ (lane << kBits);
   }
+  // The lane and the register that hold element i: bits of i outside of [m, m + kBits) are those of
+  // lane XOR (lane << kBits), which tells the low bits of the lane from the lowest up, and the others from the top.
+  static constexpr KALEIDO_EVERYWHERE int lane_of(int i, int m) {
+    int low = i & ((1 << m) - 1), high = i >> kBits;
+    for (int known = kBits; known < kLaneBits; known *= 2) {
+      low ^= low << known;
+      high ^= high >> known;
+    }
+    return (low & ((1 << m) - 1)) | (high & (kLanes - (1 << m)));
+  }
+  static constexpr KALEIDO_EVERYWHERE int register_of(int i, int lane, int m) {
+    const int rotated = ((i ^ lane ^ (lane << kBits)) >> m) & (kRegisters - 1);
+    return rotate_right(rotated, kBits - m % kBits, kBits);
+  }
   // Memory is read and written with neighbouring lanes at neighbouring elements, in another order of registers:
   // register h holds element(lane, ., 5) for the register whose number is register_of(h) XOR lane bits.
   static constexpr KALEIDO_EVERYWHERE int memory_element(int lane, int h) {
@@ -80,6 +94,8 @@ struct StridedTile {
   static constexpr KALEIDO_EVERYWHERE bool is_traded(int) { return false; }
 
   static constexpr KALEIDO_EVERYWHERE int element(int lane, int reg, int) { return (reg << kLaneBits) | lane; }
+  static constexpr KALEIDO_EVERYWHERE int lane_of(int i, int) { return i & (kLanes - 1); }
+  static constexpr KALEIDO_EVERYWHERE int register_of(int i, int, int) { return i >> kLaneBits; }
   static constexpr KALEIDO_EVERYWHERE int memory_element(int lane, int h) { return (h << kLaneBits) | lane; }
   static constexpr KALEIDO_EVERYWHERE int flips(int) { return 0; }
   static constexpr KALEIDO_EVERYWHERE int memory_register(int reg) { return reg; }

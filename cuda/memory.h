@@ -104,7 +104,7 @@ struct Rows {
     with_storage<Number>(storage, [&](auto* type) {
       using Stored = std::remove_pointer_t<decltype(type)>;
       f([this](std::int64_t row) {
-        const Stored* from = static_cast<const Stored*>(data) + row * stride;
+        const Stored* from = forgotten(static_cast<const Stored*>(data) + row * stride);  // once for all elements
         const int limit = forgotten(row < count ? features : 0);
         return [=](int i) -> Number {
           return i < limit ? Convert<Number, Stored>::read(from + i) : from_real<Number>(0);
@@ -118,7 +118,7 @@ struct Rows {
     with_storage<Number>(storage, [&](auto* type) {
       using Stored = std::remove_pointer_t<decltype(type)>;
       f([this](std::int64_t row) {
-        Stored* to = static_cast<Stored*>(data) + row * stride;
+        Stored* to = forgotten(static_cast<Stored*>(data) + row * stride);
         const int limit = forgotten(row < count ? features : 0);
         return [=](int i, Number x) {
           if (i < limit) Convert<Number, Stored>::write(to + i, x);

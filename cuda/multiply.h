@@ -71,7 +71,8 @@ KALEIDO_EVERYWHERE constexpr int first_of_pair(int pair, int q) {
   return ((pair >> q) << (q + 1)) | (pair & ((1 << q) - 1));
 }
 
-// Puts the coefficients of `count` stages from `first` on into shared memory.
+// Puts the coefficients of the stages first, ..., first + count - 1 into shared memory. Neighbouring threads read
+// neighbouring elements, and ask for those of several stages before they wait for the first.
 template <class Number, class Tile, class Block>
 #ifdef __CUDACC__
 __device__ __noinline__
@@ -80,22 +81,36 @@ __device__ __noinline__
     load_coefficients(Stages<Number> stages, TileMap map, int tile, int first, int count, Unit<Number>* units,
                       Block& block) {
   using Units = UnitsOfStage<Number, Tile>;
-  for (int slot = 0; slot < count; ++slot, units += Units::kCount) {
-    const int bit = stages.index_bit(first + slot), b = bit - map.low;
-    const int q = Tile::register_bit(b), m = Tile::lowest(b);
-    const Number* diagonal = stages.diagonal(first + slot);
-    const Number* off_diagonal = stages.off_diagonal(first + slot);
-    for (int unit = block.thread(); unit < Units::kCount; unit += block.threads()) {
-      const int lane = unit % kLanes, part = unit / kLanes % Units::kOfPair;
-      const int pair = unit / (kLanes * Units::kOfPair);
-      const int a = map.index(tile, Tile::element(lane, first_of_pair(pair, q), m)), b = a ^ (1 << bit);
-      Unit<Number> values;
+  constexpr int kAtOnce = Tile::kStageBits < 12 / Units::kOfPair ? Tile::kStageBits : 12 / Units::kOfPair;
+  for (int factor = first / stages.log_n; factor <= (first + count - 1) / stages.log_n; ++factor)
+    for (int pair_of_tile = block.thread(); pair_of_tile < Units::kPairs * kLanes; pair_of_tile += block.threads())
       KALEIDO_UNROLL
-      for (int k = 0; k < Unit<Number>::kNumbers; ++k) {
-        const int which = part * Unit<Number>::kNumbers + k;
-        values.numbers[k] = (which % 2 ? off_diagonal : diagonal)[which / 2 ? b : a];
-      }
-      units[unit] = values;
+  for (int lowest_b = 0; lowest_b < Tile::kStageBits; lowest_b += kAtOnce) {
+    Unit<Number> values[kAtOnce][Units::kOfPair];
+    KALEIDO_UNROLL
+    for (int j = 0; j < kAtOnce; ++j) {
+      const int b = lowest_b + j, number = stages.number(factor, map.low + b);
+      if (b >= Tile::kStageBits || map.low + b >= stages.log_n || number < first || number >= first + count) continue;
+      const int q = Tile::register_bit(b), m = Tile::lowest(b), bit = map.column_bits + b;
+      const int i = first_of_pair(pair_of_tile, bit);
+      const int reg = Tile::register_of(i, Tile::lane_of(i, m), m);
+      const int at_a = map.index(tile, i | (reg >> q & 1) << bit), at_b = at_a ^ (1 << (map.low + b));
+      const Number *diagonal = stages.diagonal(number), *off_diagonal = stages.off_diagonal(number);
+      KALEIDO_UNROLL
+      for (int k = 0; k < 4; ++k)
+        values[j][k / Unit<Number>::kNumbers].numbers[k % Unit<Number>::kNumbers] =
+            (k % 2 ? off_diagonal : diagonal)[k / 2 ? at_b : at_a];
+    }
+    KALEIDO_UNROLL
+    for (int j = 0; j < kAtOnce; ++j) {
+      const int b = lowest_b + j, number = stages.number(factor, map.low + b);
+      if (b >= Tile::kStageBits || map.low + b >= stages.log_n || number < first || number >= first + count) continue;
+      const int q = Tile::register_bit(b), m = Tile::lowest(b);
+      const int i = first_of_pair(pair_of_tile, map.column_bits + b), lane = Tile::lane_of(i, m);
+      const int reg = Tile::register_of(i, lane, m), pair = (reg >> (q + 1) << q) | (reg & ((1 << q) - 1));
+      KALEIDO_UNROLL
+      for (int part = 0; part < Units::kOfPair; ++part)
+        units[(number - first) * Units::kCount + (pair * Units::kOfPair + part) * kLanes + lane] = values[j][part];
     }
   }
 }

@@ -84,7 +84,7 @@ inline bool place_rings(Run& run, const BackwardLimits& limits) {
     group.x_offset = int(used);
     used += std::int64_t(group.x_depth) << run.map.local_bits;
     group.grad_offset = int(used);
-    used += std::int64_t(k + 1 < n_groups ? 2 : 0) << run.map.local_bits;
+    used += std::int64_t(2) << run.map.local_bits;
     run.shared_numbers = std::max(run.shared_numbers, used);
   }
   return run.shared_numbers * limits.element_bytes <= limits.shared_bytes;

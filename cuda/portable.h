@@ -23,6 +23,14 @@ KALEIDO_DEVICE int forgotten(int x) {
   return x;
 }
 
+template <class T>
+KALEIDO_DEVICE T* forgotten(T* pointer) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+l"(pointer));
+#endif
+  return pointer;
+}
+
 // Likewise what a reference refers to: read through it, nothing is kept that was computed from x before.
 template <class T>
 KALEIDO_DEVICE const T& forgotten(const T& x) {

@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <map>
 #include <memory>
 #include <random>
 #include <utility>
@@ -31,18 +32,7 @@ class Fibers {
 
   void run(const std::function<void(int)>& body) {
     body_ = &body;
-    for (std::size_t i = 0; i < fibers_.size(); ++i) {
-      Fiber& f = fibers_[i];
-      f.stack.reset(new char[kStack]);  // not zeroed
-      getcontext(&f.context);
-      f.context.uc_stack.ss_sp = f.stack.get();
-      f.context.uc_stack.ss_size = kStack;
-      f.context.uc_link = nullptr;
-      f.begun = f.done = f.waiting = false;
-      const auto self = reinterpret_cast<std::uintptr_t>(this);
-      makecontext(&f.context, reinterpret_cast<void (*)()>(&Fibers::enter), 3, unsigned(self), unsigned(self >> 32),
-                  int(i));
-    }
+    for (std::size_t i = 0; i < fibers_.size(); ++i) prepare(int(i));
     while (go_on()) continue;
   }
 
@@ -50,21 +40,26 @@ class Fibers {
   void wait(int first, int count) {
     Fiber& self = fibers_[current_];
     self.waiting = true;
-    self.waits_for = {first, count};
-    bool all = true;
-    for (int i = first; i < first + count; ++i) {
-      if (fibers_[i].done) {
-        std::fprintf(stderr, "thread %d waits for thread %d, which has ended\n", current_, i);
-        std::abort();
-      }
-      all = all && fibers_[i].waiting && fibers_[i].waits_for == self.waits_for;
-    }
-    if (all)
+    int& arrived = arrived_[{first, count}];
+    if (++arrived == count) {
+      arrived = 0;
       for (int i = first; i < first + count; ++i) fibers_[i].waiting = false;
+    }
     if (_setjmp(self.resume) == 0) _longjmp(back_, 1);
   }
 
  private:
+  // On its own, because getcontext, like setjmp, may return twice.
+  __attribute__((noinline)) void prepare(int i) {
+    Fiber& f = fibers_[i];
+    f.begun = f.done = f.waiting = false;
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = stack(i);
+    f.context.uc_stack.ss_size = kStack;
+    f.context.uc_link = nullptr;
+    const auto self = reinterpret_cast<std::uintptr_t>(this);
+    makecontext(&f.context, reinterpret_cast<void (*)()>(&Fibers::enter), 3, unsigned(self), unsigned(self >> 32), i);
+  }
   // Lets every thread that does not wait go on as far as it gets; false once all have ended.
   bool go_on() {
     bool any = false, progress = false;
@@ -76,7 +71,7 @@ class Fibers {
       resume(i);
     }
     if (any && !progress) {
-      std::fprintf(stderr, "deadlock: every thread waits for others\n");
+      std::fprintf(stderr, "deadlock: every thread that has not ended waits for others\n");
       std::abort();
     }
     return any;
@@ -90,12 +85,16 @@ class Fibers {
     setcontext(&fibers_[i].context);
   }
   static constexpr std::size_t kStack = 128 << 10;
+  // Kept from launch to launch, lest the operating system has to find their pages each time.
+  static char* stack(int i) {
+    static thread_local std::vector<std::unique_ptr<char[]>> stacks;
+    while (int(stacks.size()) <= i) stacks.emplace_back(new char[kStack]);  // not zeroed
+    return stacks[i].get();
+  }
   struct Fiber {
     ucontext_t context;
-    std::unique_ptr<char[]> stack;
     jmp_buf resume;
     bool begun = false, done = false, waiting = false;
-    std::pair<int, int> waits_for;
   };
   static void enter(unsigned low, unsigned high, int index) {
     Fibers* self = reinterpret_cast<Fibers*>(std::uintptr_t(low) | std::uintptr_t(high) << 32);
@@ -105,6 +104,7 @@ class Fibers {
   }
   std::vector<Fiber> fibers_;
   std::vector<int> order_;
+  std::map<std::pair<int, int>, int> arrived_;  // how many of a group wait
   jmp_buf back_;
   int current_ = -1;
   const std::function<void(int)>* body_ = nullptr;
@@ -126,6 +126,7 @@ class Block {
   char* shared() const;
   template <class T>
   T* of_rank(T* pointer, int rank) const;
+  int uniform(int x) const { return x; }
   void sync();
   void sync_warp();
   void sync_cluster();

@@ -16,7 +16,7 @@ from kaleido_audio.ops import native
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parent.parent / "cuda"
-FLAGS = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-U_FORTIFY_SOURCE"]
+FLAGS = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-U_FORTIFY_SOURCE"]
 UNITS = ("ops", "kernels_f32", "kernels_f64", "kernels_c64", "kernels_c128")
 
 
