@@ -44,7 +44,7 @@ struct BackwardArgs {
   int parts;             // clusters that share a place in the vector
   int n_groups;
   int groups_per_block;
-  int threads_per_group;
+  int threads_per_group;  // a power of two, and at least a warp
   Number* partial;       // (parts * vectors_per_tile, stages.last - stages.first, 2, n): sums of gradients, or null
   Group groups[kMaxGroups];
 };
@@ -58,13 +58,13 @@ struct GroupThread {
 
   const Args& args;
   Block& block;
-  const int k, t, tile, part;
+  const int k, tile, part;
   int places[kElements];  // of this thread's elements in a tile in shared memory, in bytes
   Number diagonal[kStages][kElements], off_diagonal[kStages][kElements];
   Number diagonal_grad[kStages][kElements], off_diagonal_grad[kStages][kElements];
 
-  KALEIDO_DEVICE GroupThread(const Args& args, Block& block, int k, int t)
-      : args(args), block(block), k(k), t(t),
+  KALEIDO_DEVICE GroupThread(const Args& args, Block& block, int k)
+      : args(args), block(block), k(k),
         tile(block.index() / block.cluster_size() % args.map.tiles_per_vector()),
         part(block.index() / block.cluster_size() / args.map.tiles_per_vector()) {
     // A swizzle of bits is that of some of them XOR that of the others.
@@ -92,7 +92,8 @@ struct GroupThread {
   };
   KALEIDO_DEVICE Places locals() const {
     const Group& own = group();
-    Places places{window_index<kStages>(forgotten(t), 0, own.position), {}};
+    const int thread = forgotten(block.thread()) & (args.threads_per_group - 1);
+    Places places{window_index<kStages>(thread, 0, own.position), {}};
     KALEIDO_UNROLL
     for (int b = 0; b < kStages; ++b) places.steps[b] = 1 << (own.position + (own.up ? kStages - 1 - b : b));
     return places;
@@ -263,12 +264,10 @@ KALEIDO_DEVICE void end_step(Block& block) {
 template <class Number, class Source, class Gradient, class Sink, class Block>
 KALEIDO_DEVICE void backward_tiles(const BackwardArgs<Number, Source, Gradient, Sink>& args, Block& block) {
   using Thread = GroupThread<Number, Source, Gradient, Sink, Block>;
-  // Groups are whole warps.
-  const int rank = block.rank(), group_of_block = block.uniform(block.thread() / args.threads_per_group);
-  const int k = rank * args.groups_per_block + group_of_block;
-  const int rank_before = rank - (group_of_block == 0), rank_after = rank + (group_of_block + 1 == args.groups_per_block);
+  const int group_of_block = block.uniform(block.thread() / args.threads_per_group);
+  const int k = block.rank() * args.groups_per_block + group_of_block;
   const bool idle = k >= args.n_groups || block.thread() >= args.groups_per_block * args.threads_per_group;
-  Thread thread(args, block, idle ? 0 : k, block.thread() % args.threads_per_group);
+  Thread thread(args, block, idle ? 0 : k);
   thread.load_coefficients();
   const int tiles = int((args.tile_rows - thread.part + args.parts - 1) / args.parts);  // of this part
   const int n_groups = args.n_groups;
@@ -286,13 +285,13 @@ KALEIDO_DEVICE void backward_tiles(const BackwardArgs<Number, Source, Gradient, 
     if (!idle && !is_last && 0 <= onward && onward < tiles) {
       Number x[Thread::kElements];
       if (is_first) {
-        thread.put(rank, x_at, ahead);
+        thread.put(block.rank(), x_at, ahead);
         if (onward + 1 < tiles) thread.load_x(onward + 1, ahead);
       }
       thread.get(x_at, x);
       x_at = thread.next_x_tile(k, x_at);
       thread.forward(x);
-      thread.put(rank_after, next_at, x);
+      thread.put(block.rank() + (group_of_block + 1 == args.groups_per_block), next_at, x);
       next_at = thread.next_x_tile(k + 1, next_at);
     }
     if (!idle && 0 <= back && back < tiles) {
@@ -303,7 +302,7 @@ KALEIDO_DEVICE void backward_tiles(const BackwardArgs<Number, Source, Gradient, 
         thread.get(back_at, x);
       back_at = thread.next_x_tile(k, back_at);
       if (is_last) {
-        thread.put(rank, thread.grad_tile(k, back), ahead);
+        thread.put(block.rank(), thread.grad_tile(k, back), ahead);
         if (back + 1 < tiles) thread.load_grad(back + 1, ahead);
       }
       thread.get(thread.grad_tile(k, back), grad);
@@ -311,7 +310,7 @@ KALEIDO_DEVICE void backward_tiles(const BackwardArgs<Number, Source, Gradient, 
       if (is_first)
         args.x_grad.store(thread, back, grad);
       else
-        thread.put(rank_before, thread.grad_tile(k - 1, back), grad);
+        thread.put(block.rank() - (group_of_block == 0), thread.grad_tile(k - 1, back), grad);
     }
     end_step(block);
   }

@@ -7,17 +7,18 @@
 namespace kaleido_cuda {
 
 // That the registers of the vectors leave room for; coefficients that come in turns take registers too.
-template <class Number, class Tile, bool kResident>
+template <class Number, class Tile, int kRows, bool kResident>
 constexpr int blocks_of_processor() {
-  constexpr std::size_t bytes = rows_of_warp<Number, Tile>() * Tile::kRegisters * sizeof(Number);
+  if (kRows < rows_of_warp<Number, Tile>()) return 1;
+  constexpr std::size_t bytes = kRows * Tile::kRegisters * sizeof(Number);
   return kResident && bytes <= (sizeof(Number) == 16 ? 128 : 256) ? 2 : 1;
 }
 
-template <class Number, class Tile, bool kResident, class Source, class Sink>
-__global__ void __launch_bounds__(kMultiplyThreads, (blocks_of_processor<Number, Tile, kResident>()))
+template <class Number, class Tile, int kRows, bool kResident, class Source, class Sink>
+__global__ void __launch_bounds__(kMultiplyThreads, (blocks_of_processor<Number, Tile, kRows, kResident>()))
     multiply_kernel(const __grid_constant__ MultiplyArgs<Number, Source, Sink> args) {
   Block block;
-  multiply_tiles<Number, Tile, kResident>(args, block);
+  multiply_tiles<Number, Tile, kRows, kResident>(args, block);
 }
 
 template <class Number, class Source, class Gradient, class Sink>
@@ -80,22 +81,24 @@ cudaError_t launch_tiles(const Source& source, const Sink& sink, std::int64_t si
   const int capacity = int(std::max<std::int64_t>(1, std::min<std::int64_t>(total, room)));
   const std::int64_t bytes = sink_bytes + std::int64_t(capacity) * Units::kBytes;
 
-  const bool resident = capacity == total;
-
-  const std::int64_t warps = kMultiplyThreads / kLanes, rows = rows_of_warp<Number, Tile>() * warps;
-  const std::int64_t useful = (tile_rows + rows - 1) / rows;
-  const std::int64_t most = resident ? blocks_of_processor<Number, Tile, true>() : 1;
-  const std::int64_t blocks =
-      device.processors * std::max<std::int64_t>(1, std::min(most, device.all_bytes / (bytes + 1024)));
-  const std::int64_t tiles = map.tiles_per_vector();
-  const std::int64_t parts = std::max<std::int64_t>(1, std::min(useful, blocks / tiles));
-
   const MultiplyArgs<Number, Source, Sink> args{source, sink,      {factors, log_n, pass.first, pass.last},
                                                 map,    tile_rows, capacity,
                                                 int(sink_bytes)};
-  const auto kernel = resident ? multiply_kernel<Number, Tile, true, Source, Sink>
-                                        : multiply_kernel<Number, Tile, false, Source, Sink>;
-  return launch(kernel, {tiles * parts, kMultiplyThreads, bytes}, stream, args);
+  constexpr int kRows = rows_of_warp<Number, Tile>();
+  const std::int64_t tiles = map.tiles_per_vector();
+  const auto launch_rows = [&](auto kernel, int rows, int most) {
+    const std::int64_t blocks =
+        device.processors * std::max<std::int64_t>(1, std::min<std::int64_t>(most, device.all_bytes / (bytes + 1024)));
+    const std::int64_t parts = std::max<std::int64_t>(1, std::min((tile_rows + rows - 1) / rows, blocks / tiles));
+    return launch(kernel, {tiles * parts, kMultiplyThreads, bytes}, stream, args);
+  };
+  if (capacity < total) return launch_rows(multiply_kernel<Number, Tile, kRows, false, Source, Sink>, kRows, 1);
+  // With fewer vectors than warps, each has its own.
+  if (kRows > 1 && tile_rows * tiles <= std::int64_t(device.processors) * kMultiplyThreads / kLanes)
+    return launch_rows(multiply_kernel<Number, Tile, 1, true, Source, Sink>, 1,
+                       blocks_of_processor<Number, Tile, 1, true>());
+  return launch_rows(multiply_kernel<Number, Tile, kRows, true, Source, Sink>, kRows,
+                     blocks_of_processor<Number, Tile, kRows, true>());
 }
 
 // f(tile) for the tile of a pass over consecutive elements.

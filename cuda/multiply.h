@@ -72,8 +72,9 @@ KALEIDO_EVERYWHERE constexpr int first_of_pair(int pair, int q) {
 }
 
 // Puts the coefficients of the stages first, ..., first + count - 1 into shared memory. Neighbouring threads read
-// neighbouring elements, and ask for those of several stages before they wait for the first.
-template <class Number, class Tile, class Block>
+// neighbouring elements and, where there are no vectors in registers yet, ask for those of several stages before they
+// wait for the first.
+template <class Number, class Tile, bool kResident, class Block>
 #ifdef __CUDACC__
 __device__ __noinline__
 #endif
@@ -81,7 +82,8 @@ __device__ __noinline__
     load_coefficients(Stages<Number> stages, TileMap map, int tile, int first, int count, Unit<Number>* units,
                       Block& block) {
   using Units = UnitsOfStage<Number, Tile>;
-  constexpr int kAtOnce = Tile::kStageBits < 12 / Units::kOfPair ? Tile::kStageBits : 12 / Units::kOfPair;
+  constexpr int kMost = kResident ? 12 / Units::kOfPair : 1;
+  constexpr int kAtOnce = Tile::kStageBits < kMost ? Tile::kStageBits : kMost;
   for (int factor = first / stages.log_n; factor <= (first + count - 1) / stages.log_n; ++factor)
     for (int pair_of_tile = block.thread(); pair_of_tile < Units::kPairs * kLanes; pair_of_tile += block.threads())
       KALEIDO_UNROLL
@@ -115,9 +117,9 @@ __device__ __noinline__
   }
 }
 
-template <class Number, class Tile, class Block>
+template <class Number, class Tile, int kRows_, class Block>
 struct WarpVectors {
-  static constexpr int kRows = rows_of_warp<Number, Tile>();
+  static constexpr int kRows = kRows_;
   static constexpr int kRegisters = Tile::kRegisters;
   using Units = UnitsOfStage<Number, Tile>;
 
@@ -230,19 +232,20 @@ struct Place {
   std::int64_t first;  // of its tiles at that place
 };
 
-// Computed anew each time: kept through the stages, it would take the registers of the vectors.
+// Few vectors are spread over all blocks. Computed anew each time: kept through the stages, it would take the registers
+// of the vectors.
 template <int kRows, class Args, class Block>
 KALEIDO_DEVICE Place place_of(const Args& args, int round, Block& block) {
   const int index = forgotten(block.index()), warp = forgotten(block.thread()) / kLanes;
   const int tile_bits = args.map.log_n - args.map.column_bits - args.map.active_bits;
   const int part = index >> tile_bits, parts = block.count() >> tile_bits, warps = block.threads() / kLanes;
-  return {index & ((1 << tile_bits) - 1), ((std::int64_t(round) * parts + part) * warps + warp) * kRows};
+  return {index & ((1 << tile_bits) - 1), ((std::int64_t(round) * warps + warp) * parts + part) * kRows};
 }
 
 // With kResident, all coefficients are in shared memory from the start; else they come in turns, which costs registers.
-template <class Number, class Tile, bool kResident, class Source, class Sink, class Block>
+template <class Number, class Tile, int kRows, bool kResident, class Source, class Sink, class Block>
 KALEIDO_DEVICE void multiply_tiles(const MultiplyArgs<Number, Source, Sink>& args, Block& block) {
-  using Warp = WarpVectors<Number, Tile, Block>;
+  using Warp = WarpVectors<Number, Tile, kRows, Block>;
   using Units = UnitsOfStage<Number, Tile>;
   const Stages<Number> stages = args.stages;
   const TileMap map = args.map;
@@ -250,21 +253,21 @@ KALEIDO_DEVICE void multiply_tiles(const MultiplyArgs<Number, Source, Sink>& arg
   Unit<Number>* units = reinterpret_cast<Unit<Number>*>(block.shared() + args.shared_offset);
   const int total = stages.last - stages.first;
   if (kResident) {
-    const int tile = place_of<Warp::kRows>(args, 0, block).tile;
-    load_coefficients<Number, Tile>(stages, map, tile, stages.first, total, units, block);
+    const int tile = place_of<kRows>(args, 0, block).tile;
+    load_coefficients<Number, Tile, kResident>(stages, map, tile, stages.first, total, units, block);
     block.sync();
   }
   const int first_factor = stages.first / stages.log_n, last_factor = (stages.last - 1) / stages.log_n;
-  // All warps make as many rounds: where coefficients change, they wait for each other.
-  const std::int64_t begin = place_of<Warp::kRows>(args, 0, block).first;
-  const std::int64_t of_round = place_of<Warp::kRows>(args, 1, block).first - begin;
-  const std::int64_t of_block = begin - std::int64_t(warp) * Warp::kRows;
-  const int rounds = int((args.tile_rows - of_block + of_round - 1) / of_round);
+  // Where coefficients change, all warps make as many rounds, because they wait for each other.
+  const std::int64_t begin = place_of<kRows>(args, 0, block).first;
+  const std::int64_t of_round = place_of<kRows>(args, 1, block).first - begin;
+  const std::int64_t counted = kResident ? begin : begin - of_round / (block.threads() / kLanes) * warp;
+  const int rounds = int((args.tile_rows - counted + of_round - 1) / of_round);
   for (int round = 0; round < rounds; ++round) {
     Warp vectors;
     const auto& now = forgotten<MultiplyArgs<Number, Source, Sink>>(args);
     now.source.visit([&](auto open) {
-      const Place place = place_of<Warp::kRows>(now, round, block);
+      const Place place = place_of<kRows>(now, round, block);
       const auto read = [](const auto& vector, int i, Number& x) { x = vector(i); };
       vectors.for_each(now.map, place.tile, place.first, lane, open, read);
     });
@@ -280,8 +283,8 @@ KALEIDO_DEVICE void multiply_tiles(const MultiplyArgs<Number, Source, Sink>& arg
           begun = slot;
           block.sync();
           const int count = total - slot < args.capacity ? total - slot : args.capacity;
-          load_coefficients<Number, Tile>(stages, map, place_of<Warp::kRows>(args, round, block).tile, number, count,
-                                          units, block);
+          const int tile = place_of<kRows>(args, round, block).tile;
+          load_coefficients<Number, Tile, kResident>(stages, map, tile, number, count, units, block);
           block.sync();
         }
       }
@@ -314,7 +317,7 @@ KALEIDO_DEVICE void multiply_tiles(const MultiplyArgs<Number, Source, Sink>& arg
     if (last_factor % 2 == 0) trade_all(false);
     vectors.to_memory_order(lane);
     const auto& then = forgotten<MultiplyArgs<Number, Source, Sink>>(args);
-    const Place place = place_of<Warp::kRows>(then, round, block);
+    const Place place = place_of<kRows>(then, round, block);
     then.sink.template store<Tile>(vectors, then.map, place.tile, place.first, lane, warp, block);
   }
 }
@@ -366,38 +369,54 @@ struct PowerSink {
   template <class Tile, class Warp, class Block>
   KALEIDO_DEVICE void store(Warp& vectors, const TileMap& map, int, std::int64_t first, int lane, int warp,
                             Block& block) const {
-    constexpr int kTile = Tile::kRegisters * kLanes;
-    Real* powers = reinterpret_cast<Real*>(block.shared()) + warp * shared_reals<Tile>();
+    constexpr int kRows = Warp::kRows;
+    constexpr int kBytes = kRows * int(sizeof(Real));
+    struct alignas(kBytes < 16 ? kBytes : 16) Powers {  // of an element of all rows
+      Real of_row[kRows];
+    };
+    Powers* powers = reinterpret_cast<Powers*>(block.shared() + warp * shared_reals<Tile>() * int(sizeof(Real)));
     KALEIDO_UNROLL
-    for (int row = 0; row < Warp::kRows; ++row)
+    for (int h = 0; h < Tile::kRegisters; ++h) {
+      Powers of_element;
       KALEIDO_UNROLL
-    for (int h = 0; h < Tile::kRegisters; ++h)
-      powers[row * kTile + Tile::memory_element(lane, h)] = power(vectors.x[row][h]);
+      for (int row = 0; row < kRows; ++row) of_element.of_row[row] = power(vectors.x[row][h]);
+      powers[Tile::memory_element(lane, h)] = of_element;
+    }
     block.sync_warp();
     const int n = 1 << map.log_n, vectors_per_tile = map.vectors_per_tile();
     for (int v = 0; v < vectors_per_tile; ++v) {
-      const Real* of_row = powers + v * n;
+      const Powers* of_vector = powers + v * n;
       const auto vector = [&](int row) { return (first + row) * vectors_per_tile + v; };
       if (filterbank == nullptr) {
         for (int k = lane; k < n_rows; k += kLanes) {
-          const int at = output(k, n);
+          const Powers chosen = of_vector[output(k, n)];
           KALEIDO_UNROLL
-          for (int row = 0; row < Warp::kRows; ++row)
-            if (vector(row) < count) out[vector(row) * n_rows + k] = of_row[row * kTile + at];
+          for (int row = 0; row < kRows; ++row)
+            if (vector(row) < count) out[vector(row) * n_rows + k] = chosen.of_row[row];
         }
       } else {
-        for (int filter = lane; filter < n_filters; filter += kLanes) {
-          Real sums[Warp::kRows] = {};
+        for (int k = lane; k < n_rows; k += kLanes) output(k, n);  // checks them, once for all filters
+        // Two filters a lane share each load of powers.
+        for (int filter = lane; filter - lane < n_filters; filter += 2 * kLanes) {
+          const int filters[2] = {filter, filter + kLanes};
+          Real sums[2][kRows] = {};
+          KALEIDO_UNROLL_BY_4
           for (int k = 0; k < n_rows; ++k) {
-            const int at = output(k, n);
-            const Real weight = filterbank[std::int64_t(k) * n_filters + filter];
+            const Powers chosen = of_vector[rows[k]];
             KALEIDO_UNROLL
-            for (int row = 0; row < Warp::kRows; ++row) sums[row] += weight * of_row[row * kTile + at];
+            for (int j = 0; j < 2; ++j) {
+              const Real* weight = filterbank + std::int64_t(k) * n_filters + filters[j];
+              const Real loaded = filters[j] < n_filters ? *weight : Real(0);
+              KALEIDO_UNROLL
+              for (int row = 0; row < kRows; ++row) sums[j][row] += loaded * chosen.of_row[row];
+            }
           }
           KALEIDO_UNROLL
-          for (int row = 0; row < Warp::kRows; ++row) {
-            const Real sum = log_scale == Real(0) ? sums[row] : log_scale * std::log(sums[row] + log_offset);
-            if (vector(row) < count) out[vector(row) * n_filters + filter] = sum;
+          for (int j = 0; j < 2; ++j)
+            KALEIDO_UNROLL
+          for (int row = 0; row < kRows; ++row) {
+            const Real sum = log_scale == Real(0) ? sums[j][row] : log_scale * std::log(sums[j][row] + log_offset);
+            if (filters[j] < n_filters && vector(row) < count) out[vector(row) * n_filters + filters[j]] = sum;
           }
         }
       }

@@ -7,10 +7,12 @@
 #define KALEIDO_DEVICE __device__ __forceinline__
 #define KALEIDO_EVERYWHERE __host__ __device__ __forceinline__
 #define KALEIDO_UNROLL _Pragma("unroll")
+#define KALEIDO_UNROLL_BY_4 _Pragma("unroll 4")
 #else
 #define KALEIDO_DEVICE inline
 #define KALEIDO_EVERYWHERE inline
 #define KALEIDO_UNROLL
+#define KALEIDO_UNROLL_BY_4
 #endif
 
 namespace kaleido_cuda {

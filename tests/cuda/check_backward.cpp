@@ -29,9 +29,9 @@ std::vector<Number> forward(const std::vector<Number>& factors, int log_n, int f
       simulator::launch(map.tiles_per_vector(), 1, 64, std::size_t(capacity) * UnitsOfStage<Number, Tile>::kBytes, seed,
                         [&](simulator::Block& block) {
                       if (capacity >= args.stages.last - args.stages.first)
-                        multiply_tiles<Number, Tile, true>(args, block);
+                        multiply_tiles<Number, Tile, rows_of_warp<Number, Tile>(), true>(args, block);
                       else
-                        multiply_tiles<Number, Tile, false>(args, block);
+                        multiply_tiles<Number, Tile, rows_of_warp<Number, Tile>(), false>(args, block);
                     });
     };
     if (pass.strided) run(StridedTile<kStridedBits>{});

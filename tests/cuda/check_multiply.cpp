@@ -24,10 +24,13 @@ void check(int log_n, int n_factors, int first, int last, int low, int vectors, 
   const MultiplyArgs<Number, Rows<Number>, RowsSink<Number>> args{in, {out}, stages, map, tile_rows, capacity, 0};
   simulator::launch(map.tiles_per_vector() * parts, 1, 64, std::size_t(capacity) * UnitsOfStage<Number, Tile>::kBytes,
                     seed, [&](simulator::Block& block) {
-                      if (capacity >= args.stages.last - args.stages.first)
-                        multiply_tiles<Number, Tile, true>(args, block);
+                      constexpr int kRows = rows_of_warp<Number, Tile>();
+                      if (capacity < args.stages.last - args.stages.first)
+                        multiply_tiles<Number, Tile, kRows, false>(args, block);
+                      else if (seed % 2)
+                        multiply_tiles<Number, Tile, 1, true>(args, block);
                       else
-                        multiply_tiles<Number, Tile, false>(args, block);
+                        multiply_tiles<Number, Tile, kRows, true>(args, block);
                     });
   for (int v = 0; v < vectors; ++v) {
     auto row = padded(x.data() + std::size_t(v) * (in_features + 3), in_features, n);
@@ -70,7 +73,10 @@ void check_storage(Storage storage, Stored (*store)(float), double unit) {
   const Rows<Number> in{x.data(), stride, features, vectors, storage}, out{y.data(), n, n, vectors, storage};
   const MultiplyArgs<Number, Rows<Number>, RowsSink<Number>> args{in, {out}, stages, map, vectors, 2 * log_n, 0};
   simulator::launch(1, 1, 64, std::size_t(2 * log_n) * UnitsOfStage<Number, ConsecutiveTile<2>>::kBytes, 1,
-                    [&](simulator::Block& block) { multiply_tiles<Number, ConsecutiveTile<2>, true>(args, block); });
+                    [&](simulator::Block& block) {
+                      using Tile = ConsecutiveTile<2>;
+                      multiply_tiles<Number, Tile, rows_of_warp<Number, Tile>(), true>(args, block);
+                    });
   for (int v = 0; v < vectors; ++v) {
     std::vector<Number> row(n, from_real<Number>(0));
     for (int i = 0; i < features; ++i) row[i] = Convert<Number, Stored>::read(&x[std::size_t(v) * stride + i]);

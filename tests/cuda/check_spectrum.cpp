@@ -66,7 +66,9 @@ std::vector<Real> simulate_power(const Case<Real>& c, const Real* filterbank, in
   const MultiplyArgs<Number, Frames<Number>, PowerSink<Number>> args{
       c.frames, sink, c.stages(), map, (c.count + per_tile - 1) / per_tile, c.n_stages, int(sink_bytes)};
   simulator::launch(2, 1, threads, sink_bytes + std::size_t(c.n_stages) * UnitsOfStage<Number, Tile>::kBytes, c.seed,
-                    [&](simulator::Block& block) { multiply_tiles<Number, Tile, true>(args, block); });
+                    [&](simulator::Block& block) {
+                      multiply_tiles<Number, Tile, rows_of_warp<Number, Tile>(), true>(args, block);
+                    });
   return out;
 }
 
