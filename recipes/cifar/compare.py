@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +12,9 @@ from recipes.cifar.data import CifarData
 from recipes.cifar.evaluation import Result, evaluate
 from recipes.cifar.figures import recovery_figure, save_small
 from recipes.cifar.training import train
-from recipes.timit.files import replace_text
-from recipes.translation.training import check_single_process
+from recipes.common.files import replace_text
+from recipes.common.processes import check_single_process
+from recipes.common.text import spread
 
 FIGURE = (("bitreversal", "k"), ("random", "k"), ("random", "spectral+faq"))
 """Permutations and methods of the figure."""
@@ -106,8 +106,8 @@ def markdown(runs: Sequence[Run]) -> str:
         kept = []
         for kind in ("random", "bitreversal"):
             of_kind = [run.result for run in mine if run.config.permutation in (kind, "none")]
-            cells.append(_spread([result.test_accuracy for result in of_kind]))
-            kept.append(_spread([100 * r.neighbours for r in of_kind if r.neighbours is not None]))
+            cells.append(spread([result.test_accuracy for result in of_kind]))
+            kept.append(spread([100 * r.neighbours for r in of_kind if r.neighbours is not None]))
         cells += ["-" if kept == ["-", "-"] else "; ".join(kept), str(PAPER.get(row, "-"))]
         lines.append(f"| {' | '.join(cells)} |")
     seeds = sorted({run.config.seed for run in runs})
@@ -125,15 +125,3 @@ def markdown(runs: Sequence[Run]) -> str:
         "permutation; the unpermuted row is what they would reach with an oracle.",
     ]
     return "\n".join([*lines, "", *notes])
-
-
-def _spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation.
-
-    >>> _spread([1.0, 2.0]), _spread([1.0]), _spread([])
-    ('1.5 ± 0.7', '1.0', '-')
-    """
-    if not values:
-        return "-"
-    mean = f"{statistics.fmean(values):.1f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.1f}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.cifar.data import PERMUTATIONS
-from recipes.timit.files import replace_text
+from recipes.common.files import replace_text
 
 NETS = ("fc", "rnn", "resnet18")
 FRONTS = ("none", "dense", "k", "k-identity")

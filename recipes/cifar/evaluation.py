@@ -15,8 +15,8 @@ from recipes.cifar.data import CifarData
 from recipes.cifar.model import Classifier, build
 from recipes.cifar.recovery import Recovery, score
 from recipes.cifar.training import check_data, measure, permutation_of, recovered_order
-from recipes.timit.files import replace_text
-from recipes.translation.training import Processes
+from recipes.common.files import replace_text
+from recipes.common.processes import Processes
 
 
 @dataclass(frozen=True)

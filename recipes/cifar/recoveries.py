@@ -12,7 +12,7 @@ import torch
 
 from recipes.cifar.data import CifarData, permutation, permuted
 from recipes.cifar.recovery import Recovery, recover, score
-from recipes.timit.files import replace_text
+from recipes.common.files import replace_text
 
 CASES = {
     "bitreversal-lines": ("bitreversal", "lines"),

@@ -25,7 +25,7 @@ from torch.func import functional_call, grad, vmap
 from kaleido_audio.nn import KPermutation
 from recipes.cifar.config import METHODS
 from recipes.cifar.data import PIXELS, SIDE
-from recipes.timit.files import replace_text
+from recipes.common.files import replace_text
 
 STRUCTURES = ("lines", "pixels")
 """What is assumed of the permutation: that it permutes rows and columns as wholes, or nothing."""

@@ -22,8 +22,8 @@ from recipes.cifar.data import CifarData, Split, augmented, permutation, permute
 from recipes.cifar.model import Classifier, build
 from recipes.cifar.recoveries import structure_of
 from recipes.cifar.recovery import Recovery, recover
-from recipes.timit.files import replace_text
-from recipes.translation.training import Processes, sole_trainer
+from recipes.common.files import replace_text, sole_trainer
+from recipes.common.processes import Processes
 
 _EVALUATION_BATCH = 500
 

@@ -11,6 +11,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from recipes.common.files import replace_text
+from recipes.common.processes import Processes, check_single_process
+from recipes.common.text import spread
 from recipes.shufflenet.config import Config
 from recipes.shufflenet.counts import PAPER
 from recipes.shufflenet.data import ImageData
@@ -18,8 +21,6 @@ from recipes.shufflenet.evaluation import Result, evaluate
 from recipes.shufflenet.latency import BATCHES, Latency, circumstances, measure_latency
 from recipes.shufflenet.model import K_INITS, MIXINGS
 from recipes.shufflenet.training import build, train
-from recipes.timit.files import replace_text
-from recipes.translation.training import Processes, check_single_process
 
 LATENCY_SIZE = 224
 """Height and width of the images of the table's latencies and multiply-adds: ImageNet's."""
@@ -183,8 +184,8 @@ def markdown(runs: Sequence[Run], latencies: Mapping[tuple[Row, float, int], Lat
             f"{mine[0].result.parameters:,}",
             f"{mine[0].result.multiply_adds / 1e6:.1f} M",
             *("-" if time is None else f"{time.milliseconds:.2f}: {time.ratio}" for time in times),
-            _spread([run.result.top1 for run in mine]),
-            _spread([run.result.ema_top1 for run in mine]),
+            spread([run.result.top1 for run in mine]),
+            spread([run.result.ema_top1 for run in mine]),
             "-" if paper is None else f"{paper.top1:.1f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -214,16 +215,6 @@ def markdown(runs: Sequence[Run], latencies: Mapping[tuple[Row, float, int], Lat
 def _title(row: Row) -> str:
     start = {"orthogonal": "", "identity": ", from the identity", "shuffle": ", from the shuffle"}[row.k_init]
     return row.mixing + start
-
-
-def _spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation.
-
-    >>> _spread([1.0, 2.0]), _spread([1.0])
-    ('1.5 ± 0.7', '1.0')
-    """
-    mean = f"{statistics.fmean(values):.1f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.1f}"
 
 
 def figure(runs: Sequence[Run], latencies: Mapping[tuple[Row, float, int], Latency], note: str) -> Figure:

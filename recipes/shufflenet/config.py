@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipes.common.files import replace_text
 from recipes.shufflenet.model import CHANNELS, K_INITS, MIXINGS, POSITIONS, STAGE2
-from recipes.timit.files import replace_text
 
 SCHEDULES = ("authors", "zhang")
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
+from recipes.common.files import replace_text
+from recipes.common.processes import Processes
 from recipes.shufflenet.config import Config
 from recipes.shufflenet.counts import count_multiply_adds, count_parameters
 from recipes.shufflenet.data import ImageData
 from recipes.shufflenet.model import ShuffleNet
 from recipes.shufflenet.training import build, check_data, measure
-from recipes.timit.files import replace_text
-from recipes.translation.training import Processes
 
 
 @dataclass(frozen=True)

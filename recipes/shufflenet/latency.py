@@ -14,10 +14,10 @@ from benchmarks.machine import environment
 from benchmarks.report import hardware, ratio_text
 from benchmarks.timing import Contestant, Measurement, Settings, measure
 from kaleido_audio import KMatrix
+from recipes.common.processes import Processes
 from recipes.shufflenet.config import Config
 from recipes.shufflenet.counts import count_multiply_adds, count_parameters
 from recipes.shufflenet.training import build
-from recipes.translation.training import Processes
 
 BATCHES = (1, 32)
 

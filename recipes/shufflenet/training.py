@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kaleido_audio.nn import param_groups
+from recipes.common.files import replace_text, sole_trainer
+from recipes.common.processes import Processes
 from recipes.shufflenet.config import Config
 from recipes.shufflenet.data import EpochBatches, ImageData, Images, loader
 from recipes.shufflenet.model import ShuffleNet
-from recipes.timit.files import replace_text
-from recipes.translation.training import Processes, sole_trainer
 
 SAVE_EVERY = 1000
 """Updates between checkpoints within an epoch; there is one at its end in any case."""

@@ -144,8 +144,9 @@ def _prepare(args: argparse.Namespace) -> None:
 def _train(args: argparse.Namespace) -> None:
     from lightning.pytorch.callbacks import Callback
 
+    from recipes.common.files import sole_trainer
     from recipes.timit.evaluation import evaluate
-    from recipes.timit.training import ProgressFile, Speech, sole_trainer, train
+    from recipes.timit.training import ProgressFile, Speech, train
 
     if args.threads:
         import torch

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.timit.files import replace_text
+from recipes.common.files import replace_text
 
 OPTIMIZERS = ("adam", "rmsprop")
 SCHEDULES = ("steps", "newbob")

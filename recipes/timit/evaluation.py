@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
+from recipes.common.files import replace_text
 from recipes.timit.config import Config
-from recipes.timit.files import replace_text
 from recipes.timit.frontends import spec_of
 from recipes.timit.phones import transcript_39
 from recipes.timit.scoring import ErrorCounts, score_corpus

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,10 +20,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from kaleido_audio.nn import param_groups
+from recipes.common.files import replace_text
 from recipes.timit.config import Config
 from recipes.timit.corpus import Corpus, Utterance
 from recipes.timit.data import Batch, LengthBatches, SpeechDataset, loader, phone_inventory, transcript
-from recipes.timit.files import replace_text
 from recipes.timit.frontends import build_frontend, spec_of
 from recipes.timit.hmm import PhoneBigram, force_align, state_priors, viterbi_paths
 from recipes.timit.model import Recognizer, feature_means, frame_mask
@@ -491,27 +489,6 @@ def train(
     )
     trainer.fit(task, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=False)
     return trainer.is_global_zero
-
-
-@contextmanager
-def sole_trainer(run_dir: Path) -> Iterator[None]:
-    """Keep a second training out of a run's folder, e.g. one that outlived the `compare` that had started it.
-
-    The lock goes with the process, however it ends. The other processes of a DDP training share that of the first.
-
-    Raises:
-        ValueError: another process trains in ``run_dir``.
-    """
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        yield
-        return
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process is training in {run_dir}: wait for it, or stop it") from None
-        yield
 
 
 def prepare_run_dir(config: Config, run_dir: Path) -> None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from recipes.timit.files import replace_text
+from recipes.common.files import replace_text
+from recipes.common.processes import check_single_process
+from recipes.common.text import spread
 from recipes.translation.config import ROWS, TITLES, Config
 from recipes.translation.counts import PAPER
 from recipes.translation.data import Data, read_lines
 from recipes.translation.evaluate import Result, evaluate
-from recipes.translation.training import check_single_process, train
+from recipes.translation.training import train
 
 _SAMPLES = 1000
 
@@ -114,9 +115,9 @@ def markdown(runs: Sequence[Run], title: str) -> str:
             cells = [
                 TITLES[row],
                 f"{mine[0].parameters:,}",
-                _spread([result.test_bleu for result in mine], 2),
-                _spread([result.test_detokenized for result in mine], 2),
-                _spread([result.valid_loss for result in mine], 3),
+                spread([result.test_bleu for result in mine], 2),
+                spread([result.test_detokenized for result in mine], 2),
+                spread([result.valid_loss for result in mine], 3),
                 f"{paper.bleu}" if paper else "-",
             ]
             lines.append(f"| {' | '.join(cells)} |")
@@ -165,16 +166,6 @@ def sampling(hypotheses: Mapping[str, Sequence[str]], references: Sequence[str],
         f"Seed {seed}, BLEU of tokens with 95 % intervals of the choice of test sentences, and p of the difference "
         f"from {TITLES[base]} ({_SAMPLES:,} paired bootstrap samples; seeds are not in it): {'; '.join(parts)}."
     )
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    """Mean and standard deviation.
-
-    >>> _spread([1.0, 2.0], 1), _spread([1.0], 1)
-    ('1.5 ± 0.7', '1.0')
-    """
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def figure(runs: Sequence[Run], title: str) -> Figure:

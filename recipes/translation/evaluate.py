@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from rich.progress import Progress
 
-from recipes.timit.files import replace_text
+from recipes.common.files import replace_text
 from recipes.translation.config import LONGEST, Config
 from recipes.translation.counts import count_parameters
 from recipes.translation.data import Data, detokenized, moses_tokens

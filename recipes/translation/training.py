@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from kaleido_audio.nn import param_groups
-from recipes.timit.files import replace_text
+from recipes.common.files import replace_text, sole_trainer
+from recipes.common.processes import Processes
 from recipes.translation.config import Config
 from recipes.translation.data import Data, Pairs, batches, endless_batches, padded
 from recipes.translation.model import EOS, PAD, Translator
@@ -83,58 +82,6 @@ def lengths(pairs: Pairs) -> np.ndarray:
     """The longer side of every pair."""
     sides = ([len(sentence) for sentence in side] for side in (pairs.source, pairs.target))
     return np.maximum(*map(np.array, sides))
-
-
-class Processes:
-    """This process among those of a training: by itself, or one that torchrun started.
-
-    Args:
-        accelerator: ``"cpu"``, ``"gpu"`` or ``"auto"``.
-
-    Raises:
-        ValueError: a GPU is asked for and there is none.
-    """
-
-    def __init__(self, accelerator: str) -> None:
-        if accelerator == "gpu" and not torch.cuda.is_available():
-            raise ValueError(f"--accelerator gpu: torch {torch.__version__} finds no CUDA device on this machine")
-        gpu = accelerator != "cpu" and torch.cuda.is_available()
-        self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
-
-    @contextmanager
-    def joined(self) -> Iterator[None]:
-        """The process group, for as long as the block lasts."""
-        if self.world == 1:
-            yield
-            return
-        dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
-        try:
-            yield
-        finally:
-            dist.destroy_process_group()
-
-    def summed(self, *values: float) -> list[float]:
-        """Each number summed over all processes."""
-        if self.world == 1:
-            return list(values)
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return [float(value) for value in total.tolist()]
-
-
-def check_single_process() -> None:
-    """Raise ValueError if torchrun started several processes, for what is done by one.
-
-    Raises:
-        ValueError: it did.
-    """
-    world = Processes("cpu").world
-    if world > 1:
-        raise ValueError(
-            f"expected one process, got {world}: compare trains one run after another by itself; give torchrun the "
-            "train command for each run, in the folder where compare looks for it, and then compare without torchrun"
-        )
 
 
 class Trainer:
@@ -314,22 +261,6 @@ def train(
         stack.enter_context(processes.joined())
         Trainer(config, data, run_dir, processes).fit(progress=progress, stop_at=stop_at)
     return processes.rank == 0
-
-
-@contextmanager
-def sole_trainer(run_dir: Path) -> Iterator[None]:
-    """Keep a second training out of a run's folder; the lock goes with the process, however it ends.
-
-    Raises:
-        ValueError: another process trains in ``run_dir``.
-    """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process is training in {run_dir}: wait for it, or stop it") from None
-        yield
 
 
 def prepare_run_dir(config: Config, data: Data, run_dir: Path) -> None:

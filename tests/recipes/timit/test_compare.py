@@ -9,11 +9,11 @@ import pytest
 pytest.importorskip("lightning")
 from rich.console import Console
 
+from recipes.common.files import sole_trainer
 from recipes.timit.__main__ import main
 from recipes.timit.compare import Job, Plan, compare, read_progress
 from recipes.timit.config import Config
 from recipes.timit.corpus import Corpus, load_corpus
-from recipes.timit.training import sole_trainer
 from tests.recipes.timit.test_training import SMALL
 from tests.recipes.timit.tones import write_tones
 

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 pytest.importorskip("tokenizers")
 pytest.importorskip("sacremoses")
 
+from recipes.common.processes import Processes
 from recipes.translation.config import Config
 from recipes.translation.data import Data, Pairs, Vocabulary
 from recipes.translation.model import PAD
 from recipes.translation.training import (
-    Processes,
     Trainer,
     build,
     fitting,
