@@ -56,7 +56,7 @@ $(LIBRARY): $(CPU_SOURCES) $(VENV)/.ready
 cuda: $(CUDA_LIBRARY)
 
 $(CUDA_LIBRARY): $(CUDA_SOURCES) $(LIBRARY)
-	@echo "Compiling the CUDA kernels: about 5 minutes on two cores, without output"
+	@echo "Compiling the CUDA kernels: about 7 minutes on two cores, without output"
 	KALEIDO_CUDA=1 KALEIDO_PTXAS_REPORT=$(CURDIR)/$(PTXAS_REPORT) $(BIN)/python cuda/build.py --output $@
 
 demo: setup
@@ -75,7 +75,7 @@ wheel: $(WHEEL)
 # What setuptools left in build/ would find its way into the wheel, whether or not it is still in the checkout.
 $(WHEEL): $(CPU_SOURCES) $(CUDA_SOURCES) $(WHEEL_SOURCES) $(VENV)/.ready
 	rm -rf dist build/lib* build/bdist* $(PTXAS_REPORT)
-	@echo "Building the wheel: a minute, and 5 minutes more where there is nvcc, without output"
+	@echo "Building the wheel: a minute, and 7 minutes more where there is nvcc, without output"
 	KALEIDO_NATIVE=1 KALEIDO_PTXAS_REPORT=$(CURDIR)/$(PTXAS_REPORT) $(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	@touch $@
 

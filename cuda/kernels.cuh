@@ -93,10 +93,11 @@ cudaError_t launch_tiles(const Source& source, const Sink& sink, std::int64_t si
     return launch(kernel, {tiles * parts, kMultiplyThreads, bytes}, stream, args);
   };
   if (capacity < total) return launch_rows(multiply_kernel<Number, Tile, kRows, false, Source, Sink>, kRows, 1);
-  // With fewer vectors than warps, each has its own.
-  if (kRows > 1 && tile_rows * tiles <= std::int64_t(device.processors) * kMultiplyThreads / kLanes)
-    return launch_rows(multiply_kernel<Number, Tile, 1, true, Source, Sink>, 1,
-                       blocks_of_processor<Number, Tile, 1, true>());
+  if constexpr (kRows > 1 && std::is_same_v<Source, Rows<Number>>) {
+    // With fewer vectors than warps, each has its own.
+    if (tile_rows * tiles <= std::int64_t(device.processors) * kMultiplyThreads / kLanes)
+      return launch_rows(multiply_kernel<Number, Tile, 1, true, Source, Sink>, 1, 1);
+  }
   return launch_rows(multiply_kernel<Number, Tile, kRows, true, Source, Sink>, kRows,
                      blocks_of_processor<Number, Tile, kRows, true>());
 }

@@ -84,9 +84,11 @@ __device__ __noinline__
   using Units = UnitsOfStage<Number, Tile>;
   constexpr int kMost = kResident ? 12 / Units::kOfPair : 1;
   constexpr int kAtOnce = Tile::kStageBits < kMost ? Tile::kStageBits : kMost;
+  [[maybe_unused]] constexpr int kUnrolled = kResident ? Tile::kStageBits : 1;
   for (int factor = first / stages.log_n; factor <= (first + count - 1) / stages.log_n; ++factor)
+    KALEIDO_UNROLL_BY(1)
     for (int pair_of_tile = block.thread(); pair_of_tile < Units::kPairs * kLanes; pair_of_tile += block.threads())
-      KALEIDO_UNROLL
+      KALEIDO_UNROLL_BY(kUnrolled)
   for (int lowest_b = 0; lowest_b < Tile::kStageBits; lowest_b += kAtOnce) {
     Unit<Number> values[kAtOnce][Units::kOfPair];
     KALEIDO_UNROLL
@@ -99,9 +101,10 @@ __device__ __noinline__
       const int at_a = map.index(tile, i | (reg >> q & 1) << bit), at_b = at_a ^ (1 << (map.low + b));
       const Number *diagonal = stages.diagonal(number), *off_diagonal = stages.off_diagonal(number);
       KALEIDO_UNROLL
-      for (int k = 0; k < 4; ++k)
-        values[j][k / Unit<Number>::kNumbers].numbers[k % Unit<Number>::kNumbers] =
-            (k % 2 ? off_diagonal : diagonal)[k / 2 ? at_b : at_a];
+      for (int k = 0; k < 4; ++k) {
+        const Number* from = (k % 2 ? off_diagonal : diagonal) + (k < 2 ? at_a : at_b);
+        values[j][k / Unit<Number>::kNumbers].numbers[k % Unit<Number>::kNumbers] = *from;
+      }
     }
     KALEIDO_UNROLL
     for (int j = 0; j < kAtOnce; ++j) {
@@ -235,11 +238,15 @@ struct Place {
 // Few vectors are spread over all blocks. Computed anew each time: kept through the stages, it would take the registers
 // of the vectors.
 template <int kRows, class Args, class Block>
-KALEIDO_DEVICE Place place_of(const Args& args, int round, Block& block) {
-  const int index = forgotten(block.index()), warp = forgotten(block.thread()) / kLanes;
+KALEIDO_DEVICE Place place_of(const Args& args, int round, int warp, Block& block) {
+  const int index = forgotten(block.index()), count = forgotten(block.count());
   const int tile_bits = args.map.log_n - args.map.column_bits - args.map.active_bits;
-  const int part = index >> tile_bits, parts = block.count() >> tile_bits, warps = block.threads() / kLanes;
+  const int part = index >> tile_bits, parts = count >> tile_bits, warps = block.threads() / kLanes;
   return {index & ((1 << tile_bits) - 1), ((std::int64_t(round) * warps + warp) * parts + part) * kRows};
+}
+template <int kRows, class Args, class Block>
+KALEIDO_DEVICE Place place_of(const Args& args, int round, Block& block) {
+  return place_of<kRows>(args, round, forgotten(block.thread()) / kLanes, block);
 }
 
 // With kResident, all coefficients are in shared memory from the start; else they come in turns, which costs registers.
@@ -258,12 +265,12 @@ KALEIDO_DEVICE void multiply_tiles(const MultiplyArgs<Number, Source, Sink>& arg
     block.sync();
   }
   const int first_factor = stages.first / stages.log_n, last_factor = (stages.last - 1) / stages.log_n;
-  // Where coefficients change, all warps make as many rounds, because they wait for each other.
-  const std::int64_t begin = place_of<kRows>(args, 0, block).first;
-  const std::int64_t of_round = place_of<kRows>(args, 1, block).first - begin;
-  const std::int64_t counted = kResident ? begin : begin - of_round / (block.threads() / kLanes) * warp;
-  const int rounds = int((args.tile_rows - counted + of_round - 1) / of_round);
-  for (int round = 0; round < rounds; ++round) {
+  // Where coefficients change, all warps make as many rounds as the first, because they wait for each other.
+  const auto goes_on = [&](int round) {
+    return (kResident ? place_of<kRows>(args, round, block) : place_of<kRows>(args, round, 0, block)).first <
+           args.tile_rows;
+  };
+  for (int round = 0; goes_on(round); ++round) {
     Warp vectors;
     const auto& now = forgotten<MultiplyArgs<Number, Source, Sink>>(args);
     now.source.visit([&](auto open) {
@@ -354,9 +361,8 @@ struct PowerSink {
     return rows_of_warp<Number, Tile>() * Tile::kRegisters * kLanes;
   }
 
-  KALEIDO_DEVICE Real power(Number z) const {
-    const Real squared = squared_magnitude(z);
-    if (exponent == Real(1)) return squared;
+  // Of a squared magnitude, where the exponent is not 1.
+  KALEIDO_DEVICE Real power(Real squared) const {
     return exponent == Real(0.5) ? std::sqrt(squared) : std::pow(squared, exponent);
   }
 
@@ -379,10 +385,16 @@ struct PowerSink {
     for (int h = 0; h < Tile::kRegisters; ++h) {
       Powers of_element;
       KALEIDO_UNROLL
-      for (int row = 0; row < kRows; ++row) of_element.of_row[row] = power(vectors.x[row][h]);
+      for (int row = 0; row < kRows; ++row) of_element.of_row[row] = squared_magnitude(vectors.x[row][h]);
       powers[Tile::memory_element(lane, h)] = of_element;
     }
     block.sync_warp();
+    if (exponent != Real(1)) {
+      Real* each = reinterpret_cast<Real*>(powers);
+      KALEIDO_UNROLL_BY(1)
+      for (int i = lane; i < Tile::kRegisters * kLanes * kRows; i += kLanes) each[i] = power(each[i]);
+      block.sync_warp();
+    }
     const int n = 1 << map.log_n, vectors_per_tile = map.vectors_per_tile();
     for (int v = 0; v < vectors_per_tile; ++v) {
       const Powers* of_vector = powers + v * n;
@@ -400,7 +412,7 @@ struct PowerSink {
         for (int filter = lane; filter - lane < n_filters; filter += 2 * kLanes) {
           const int filters[2] = {filter, filter + kLanes};
           Real sums[2][kRows] = {};
-          KALEIDO_UNROLL_BY_4
+          KALEIDO_UNROLL_BY(4)
           for (int k = 0; k < n_rows; ++k) {
             const Powers chosen = of_vector[rows[k]];
             KALEIDO_UNROLL

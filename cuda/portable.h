@@ -7,12 +7,13 @@
 #define KALEIDO_DEVICE __device__ __forceinline__
 #define KALEIDO_EVERYWHERE __host__ __device__ __forceinline__
 #define KALEIDO_UNROLL _Pragma("unroll")
-#define KALEIDO_UNROLL_BY_4 _Pragma("unroll 4")
+#define KALEIDO_PRAGMA(x) _Pragma(#x)
+#define KALEIDO_UNROLL_BY(n) KALEIDO_PRAGMA(unroll n)
 #else
 #define KALEIDO_DEVICE inline
 #define KALEIDO_EVERYWHERE inline
 #define KALEIDO_UNROLL
-#define KALEIDO_UNROLL_BY_4
+#define KALEIDO_UNROLL_BY(n)
 #endif
 
 namespace kaleido_cuda {
