@@ -48,8 +48,8 @@ def assert_near(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype
 def test_values_and_gradients(log_n: int, n_factors: int, pair: tuple[torch.dtype, torch.dtype]) -> None:
     torch.manual_seed(0)
     n = 1 << log_n
-    # More than warps, so that every warp has several at once.
-    several = (4 if log_n >= 12 else 30) if SIMULATED else (200 if log_n >= 12 else 5000)
+    # More than the GPU has warps, so that each holds several vectors; with 128 elements or less they share a tile.
+    several = (4 if SIMULATED else 200) if log_n >= 12 else (30 if SIMULATED else 1500) * max(1, 128 >> log_n)
     for vectors, m, out in ((1, n, n), (several, n - n // 4, n - n // 3)):
         x = torch.randn(vectors, m, dtype=pair[0], device=DEVICE, requires_grad=True)
         factors = random_factors(n_factors, n, pair[1]).requires_grad_()
