@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from kaleido_audio.ops import native
 HERE = Path(__file__).parent
 SOURCES = HERE.parent.parent / "cuda"
 FLAGS = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-U_FORTIFY_SOURCE"]
+GPUS = ("sm_80", "sm_90")  # without and with clusters of blocks
 UNITS = ("ops", "kernels_f32", "kernels_f64", "kernels_c64", "kernels_c128")
 
 
@@ -59,12 +61,33 @@ def library(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.fixture(scope="module")
+def runs(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[subprocess.Popen, Path]]]:
+    """The tests for GPUs on simulated ones, side by side: the process of each and what it prints."""
+    folder, started = tmp_path_factory.mktemp("runs"), {}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "test_gpu.py")]
+    environment = {**os.environ, "KALEIDO_CUDA_LIBRARY": str(library), "OMP_NUM_THREADS": "1"}
+    for gpu in GPUS:
+        with (folder / gpu).open("w") as printed:
+            process = subprocess.Popen(
+                command,
+                stdout=printed,
+                stderr=subprocess.STDOUT,
+                env={**environment, "KALEIDO_SIMULATED_GPU": gpu},
+                cwd=HERE.parent.parent,
+            )
+        started[gpu] = process, folder / gpu
+    yield started
+    for process, _ in started.values():
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.skipif("cpu" not in native._devices, reason="the package was built without native kernels")
 @pytest.mark.skipif(torch.version.cuda is None, reason="a torch without CUDA loads no CUDA kernels")
-@pytest.mark.parametrize("gpu", ["sm_80", "sm_90"])  # without and with clusters of blocks
-def test_the_tests_for_gpus_pass_on_a_simulated_one(gpu: str, library: Path) -> None:
-    environment = {**os.environ, "KALEIDO_SIMULATED_GPU": gpu, "KALEIDO_CUDA_LIBRARY": str(library)}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "test_gpu.py")]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE.parent.parent)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert " passed" in result.stdout
+@pytest.mark.parametrize("gpu", GPUS)
+def test_the_tests_for_gpus_pass_on_a_simulated_one(gpu: str, runs: dict[str, tuple[subprocess.Popen, Path]]) -> None:
+    process, printed = runs[gpu]
+    process.wait()
+    assert process.returncode == 0, printed.read_text()
+    assert " passed" in printed.read_text()
