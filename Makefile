@@ -83,7 +83,7 @@ $(WHEEL): $(CPU_SOURCES) $(CUDA_SOURCES) $(WHEEL_SOURCES) $(VENV)/.ready
 test-wheel: $(WHEEL)
 	rm -rf build/checkout && mkdir -p build/checkout
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/checkout dist/*.whl
-	cp -r cuda tests recipes benchmarks examples docs README.md Makefile pyproject.toml build/checkout
+	cp -r cpu cuda tests recipes benchmarks examples docs README.md Makefile pyproject.toml build/checkout
 	cd build/checkout && KALEIDO_PTXAS_REPORT=$(CURDIR)/$(PTXAS_REPORT) $(CURDIR)/$(BIN)/python -m pytest
 
 $(SMOKE_VENV)/.ready: pyproject.toml Makefile

@@ -265,10 +265,16 @@ KALEIDO_DEVICE void multiply_tiles(const MultiplyArgs<Number, Source, Sink>& arg
     block.sync();
   }
   const int first_factor = stages.first / stages.log_n, last_factor = (stages.last - 1) / stages.log_n;
-  // Where coefficients change, all warps make as many rounds as the first, because they wait for each other.
+  int rounds = 0;
+  if (kResident) {
+    const std::int64_t begin = place_of<kRows>(args, 0, block).first;
+    const std::int64_t of_round = place_of<kRows>(args, 1, block).first - begin;
+    rounds = int((args.tile_rows - begin + of_round - 1) / of_round);
+  }
+  // Where coefficients change, all warps make as many rounds as the first, because they wait for each other, and have
+  // no register left to count them.
   const auto goes_on = [&](int round) {
-    return (kResident ? place_of<kRows>(args, round, block) : place_of<kRows>(args, round, 0, block)).first <
-           args.tile_rows;
+    return kResident ? round < rounds : place_of<kRows>(args, round, 0, block).first < args.tile_rows;
   };
   for (int round = 0; goes_on(round); ++round) {
     Warp vectors;

@@ -142,10 +142,11 @@ def test_kernels_of_512_and_1024_points_do_not_spill() -> None:
     assert architectures >= {"sm_80", "sm_90", "sm_100"}
     # 2^(4 + 5) and 2^(5 + 5) points, all coefficients in shared memory; and the backward of all sizes.
     kernels = re.compile(
-        r"multiply_kernelI(?:f|NS_7ComplexIfEE)NS_15ConsecutiveTileILi[45]EEELb1|backward_kernelI(?!d|NS_7ComplexIdEE)"
+        r"multiply_kernelI(?:f|NS_7ComplexIfEE)NS_15ConsecutiveTileILi[45]EEELi\d+ELb1"
+        r"|backward_kernelI(?!d|NS_7ComplexIdEE)"
     )
     checked = {key: bytes_ for key, bytes_ in found.items() if kernels.search(key[0])}
-    # For each architecture: two sizes of real products, of complex ones and of power spectra; backward of real and
-    # complex products, and of spectra in one run and at the end of several.
-    assert len(checked) == 10 * len(architectures)
+    # For each architecture: two sizes of real products and of complex ones, each for many vectors and for few, and of
+    # power spectra; backward of real and complex products, and of spectra in one run and at the end of several.
+    assert len(checked) == 14 * len(architectures)
     assert not {key: bytes_ for key, bytes_ in checked.items() if bytes_}
