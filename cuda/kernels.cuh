@@ -93,8 +93,9 @@ cudaError_t launch_tiles(const Source& source, const Sink& sink, std::int64_t si
     return launch(kernel, {tiles * parts, kMultiplyThreads, bytes}, stream, args);
   };
   if (capacity < total) return launch_rows(multiply_kernel<Number, Tile, kRows, false, Source, Sink>, kRows, 1);
-  if constexpr (kRows > 1 && std::is_same_v<Source, Rows<Number>>) {
-    // With fewer vectors than warps, each has its own.
+  // With fewer vectors than warps, each has its own: in single precision, where vectors are long enough to matter.
+  constexpr bool kFew = kRows > 1 && Tile::kBits >= 4 && sizeof(RealOf<Number>) == 4;
+  if constexpr (kFew && std::is_same_v<Source, Rows<Number>>) {
     if (tile_rows * tiles <= std::int64_t(device.processors) * kMultiplyThreads / kLanes)
       return launch_rows(multiply_kernel<Number, Tile, 1, true, Source, Sink>, 1, 1);
   }
