@@ -15,10 +15,6 @@ struct Stages {
   const Number* factors;  // (F, log_n, 2, n)
   int log_n, first, last;
 
-  KALEIDO_EVERYWHERE int index_bit(int number) const {
-    const int factor = number / log_n, stage = number - factor * log_n;
-    return factor % 2 ? stage : log_n - 1 - stage;
-  }
   // Number of the stage of factor f that combines elements 2^bit apart.
   KALEIDO_EVERYWHERE int number(int factor, int bit) const {
     return factor * log_n + (factor % 2 ? bit : log_n - 1 - bit);

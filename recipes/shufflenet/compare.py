@@ -227,14 +227,14 @@ def figure(runs: Sequence[Run], latencies: Mapping[tuple[Row, float, int], Laten
         for width in sorted({run.config.width for run in runs if run.row == row}):
             mine = [run.result for run in runs if run.row == row and run.config.width == width]
             scores = [found.top1 for found in mine]
-            spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
+            deviation = statistics.stdev(scores) if len(scores) > 1 else 0.0
             time = latencies.get((row, width, BATCHES[0]))
             milliseconds = float("nan") if time is None else time.milliseconds
-            points.append((mine[0].multiply_adds / 1e6, milliseconds, statistics.fmean(scores), spread))
-        cost, latency, means, spreads = zip(*points, strict=True)
+            points.append((mine[0].multiply_adds / 1e6, milliseconds, statistics.fmean(scores), deviation))
+        cost, latency, means, deviations = zip(*points, strict=True)
         style = {"color": f"C{color}", "marker": "o", "markersize": 4, "capsize": 3}
-        left.errorbar(cost, means, spreads, label=_title(row), **style)
-        right.errorbar(latency, means, spreads, **style)
+        left.errorbar(cost, means, deviations, label=_title(row), **style)
+        right.errorbar(latency, means, deviations, **style)
     left.set(xlabel="multiply-adds of an image (millions)", ylabel="top-1 on val (%)")
     right.set(xlabel=f"latency of a {LATENCY_SIZE} px image, batch {BATCHES[0]} (ms)")
     left.legend(fontsize="small")

@@ -8,7 +8,7 @@
 #include <random>
 #include <vector>
 
-#include "../../cuda/multiply.h"
+#include "../../cuda/plan.h"
 
 using namespace kaleido_cuda;
 
@@ -58,7 +58,7 @@ template <class Number>
 void run_stages(const Stages<Number>& stages, std::vector<Number>& x) {
   for (int number = stages.first; number < stages.last; ++number) {
     const std::vector<Number> before = x;
-    const int stride = 1 << stages.index_bit(number);
+    const int stride = 1 << StageBits{stages.log_n}(number);
     for (int i = 0; i < int(x.size()); ++i)
       x[i] = multiply_add(stages.diagonal(number)[i], before[i],
                           multiply(stages.off_diagonal(number)[i], before[i ^ stride]));
@@ -76,7 +76,7 @@ void run_stages_backward(const Stages<Number>& stages, const std::vector<Number>
   }
   for (int number = stages.last - 1; number >= stages.first; --number) {
     const std::vector<Number>& in = inputs[number - stages.first];
-    const int n = int(in.size()), stride = 1 << stages.index_bit(number);
+    const int n = int(in.size()), stride = 1 << StageBits{stages.log_n}(number);
     Number* d_grad = factors_grad.data() + std::size_t(number) * 2 * n;
     const std::vector<Number> g = grad;
     for (int i = 0; i < n; ++i) {
