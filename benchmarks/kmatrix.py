@@ -128,14 +128,19 @@ CUDA_TARGETS = (
     ),
     *(
         Target(
-            f"BB*, n={n}, batch {LARGE}, forward, against {name}", Case("real", n, LARGE).name, name, "K", reach, aim
+            f"BB*, n={n}, batch {LARGE}, forward, against dense{mode}",
+            Case("real", n, LARGE).name,
+            f"dense{mode}",
+            f"K{mode}",
+            reach,
+            aim,
         )
-        for name, n, reach, aim in (
-            ("dense", 512, 5, 8),
-            ("dense", 1024, 10, 15),
-            ("dense", 4096, 40, 60),
-            ("dense, tf32", 1024, 1.4, 2),
-            ("dense, tf32", 4096, 4, 6),
+        for mode, n, reach, aim in (
+            ("", 512, 5, 8),
+            ("", 1024, 10, 15),
+            ("", 4096, 40, 60),
+            (", tf32", 1024, 1.4, 2),
+            (", tf32", 4096, 4, 6),
         )
     ),
     Target(
@@ -229,7 +234,7 @@ class Builder:
         x = torch.randn(case.batch, case.n, dtype=dtype, device=device)
         g = torch.randn(case.batch, case.n, dtype=dtype, device=device) if case.training else None
         factors = k.factors.detach().clone()
-        found = {"K": _linear_map(ops.butterfly_multiply, x, factors, g, case.threads)}
+        found = {"K": linear_map(ops.butterfly_multiply, x, factors, g, case.threads)}
         if case.kind == "scaling":
             found["K, 1 thread"] = Contestant(found["K"].call, threads=1)
             return found
@@ -237,7 +242,7 @@ class Builder:
             self._check("dense", self._dense_bytes(case))
             self._check_time(case)
             weight = torch.randn(case.n, case.n, dtype=dtype, device=device).div_(case.n**0.5)
-            found["dense"] = _linear_map(F.linear, x, weight, g, case.threads)
+            found["dense"] = linear_map(F.linear, x, weight, g, case.threads)
         except Skip as reason:
             skip(results, case, str(reason))
         if not case.training:
@@ -264,10 +269,10 @@ class Builder:
             return added
         materialised = {}
         if case.batch >= case.n and "dense" in found:
-            materialised["materialised"] = _linear_map(_materialised, x, factors, g, case.threads)
-        for name, contestant in {"dense": found.get("dense"), **materialised}.items():
+            materialised["materialised"] = linear_map(_materialised, x, factors, g, case.threads)
+        for name, contestant in {"K": found["K"], "dense": found.get("dense"), **materialised}.items():
             if contestant is not None:
-                added[f"{name}, tf32"] = Contestant(_in_tf32(contestant.call), case.threads, contestant.grad)
+                added[f"{name}, tf32"] = Contestant(in_tf32(contestant.call), case.threads, contestant.grad)
         if case.batch == 1 and not case.training:
             added["K, CUDA graph"] = Contestant(_graphed(lambda: ops.butterfly_multiply(x, factors)), case.threads)
         return {**added, **materialised}
@@ -298,7 +303,7 @@ class Builder:
             raise Skip(f"dense: a call would take about {seconds:.2g} s")
 
 
-def _linear_map(
+def linear_map(
     multiply: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor, gradient: Tensor | None, threads: int
 ) -> Contestant:
     """``multiply(x, weight)``; with a gradient of the result, also the gradients of both operands."""
@@ -310,10 +315,10 @@ def _linear_map(
 
 def _materialised(x: Tensor, factors: Tensor) -> Tensor:
     """K's product by way of its dense matrix, gradients too: for batches that are larger than the matrix."""
-    return F.linear(x, ops.to_dense(factors))
+    return ops.butterfly_multiply(x, factors, materialise=True)
 
 
-def _in_tf32(call: Callable[[], object]) -> Callable[[], object]:
+def in_tf32(call: Callable[[], object]) -> Callable[[], object]:
     """The call with matrix products of float32 that tensor cores may round to tf32."""
 
     def tf32() -> object:
@@ -475,7 +480,7 @@ def _copy_table(cases: Sequence[Case], results: Results) -> str:
 
 def _precision_table(cases: Sequence[Case], results: Results) -> str:
     """K beside dense products at both precisions, and beside its own dense matrix: where tensor cores would pay."""
-    names = ("dense", "dense, tf32", "materialised", "materialised, tf32")
+    names = ("K, tf32", "dense", "dense, tf32", "materialised", "materialised, tf32")
     rows = []
     for case in sorted(cases, key=lambda c: (c.training, c.n, c.batch)):
         found = results.get(case.name)
@@ -486,7 +491,7 @@ def _precision_table(cases: Sequence[Case], results: Results) -> str:
         return ""
     how = (
         "Times over K's, float32. Materialised: the dense matrix made from the factors in every call, and its product; "
-        "tf32: with torch.set_float32_matmul_precision('high')."
+        "tf32: with torch.set_float32_matmul_precision('high'), where K may be materialised too."
     )
     return f"{how}\n\n{report.table(['case', 'K (us a vector)', *names], rows)}"
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from kaleido_audio.ops import native
+from kaleido_audio.ops import materialised, native
 from kaleido_audio.ops.dense import multiply_by_matrix, product_matrix
 from kaleido_audio.ops.reference import multiply_by_stages, squared_magnitude
 
@@ -41,7 +41,9 @@ def backend(x: Tensor) -> str:
     return x.device.type if native.is_native(x) else "reference"
 
 
-def butterfly_multiply(x: Tensor, factors: Tensor, *, out_features: int | None = None) -> Tensor:
+def butterfly_multiply(
+    x: Tensor, factors: Tensor, *, out_features: int | None = None, materialise: bool | None = None
+) -> Tensor:
     """Multiply vectors by a product of butterfly matrices, in O(n log n) operations a vector and factor.
 
     One stage is ``y[i] = factors[f, s, 0, i] * x[i] + factors[f, s, 1, i] * x[i XOR stride]``; even factors f
@@ -52,6 +54,11 @@ def butterfly_multiply(x: Tensor, factors: Tensor, *, out_features: int | None =
         x: vectors ``(..., m)`` with m <= n; the missing n - m entries count as zeros.
         factors: coefficients ``(F, log2 n, 2, n)``, n a power of two.
         out_features: how many of the n outputs to return, from the first; all by default.
+        materialise: whether the vectors are multiplied by one dense matrix, which is made from the factors in their
+            precision, rounded once where autocast asks for it, and multiplied as precisely as
+            `torch.set_float32_matmul_precision` says. By default it is where that may be done on tensor cores and was
+            measured to be faster (`kaleido_audio.ops.materialised`): many real vectors on a GPU, under autocast, or
+            in float32 where tf32 is allowed. The precision is then that of a dense layer.
 
     Shape:
         result ``(..., out_features)``.
@@ -72,7 +79,14 @@ def butterfly_multiply(x: Tensor, factors: Tensor, *, out_features: int | None =
     tensor([ 7., -1.])
     """
     # The operator checks its arguments too: for a single vector, these checks would cost more than the product.
-    if x.is_cpu and factors.is_cpu and x.dtype is factors.dtype and x.dtype in _NATIVE and native.is_ready():
+    if (
+        x.is_cpu
+        and factors.is_cpu
+        and x.dtype is factors.dtype
+        and x.dtype in _NATIVE
+        and native.is_ready()
+        and not materialise
+    ):
         try:
             return native.butterfly(x, factors, factors.shape[-1] if out_features is None else out_features)
         except RuntimeError:
@@ -81,7 +95,25 @@ def butterfly_multiply(x: Tensor, factors: Tensor, *, out_features: int | None =
     out_features = n if out_features is None else out_features
     if not 1 <= out_features <= n:
         raise ValueError(f"expected out_features between 1 and {n} (the size of the factors), got {out_features}")
+    if materialise or (materialise is None and materialised.is_faster(x, factors)):
+        return _multiply_by_own_matrix(x, factors, out_features)
     return _multiply(x, factors, slice(out_features))
+
+
+def _multiply_by_own_matrix(x: Tensor, factors: Tensor, out_features: int) -> Tensor:
+    with _no_autocast(factors):
+        wide = factors.float() if factors.dtype in _HALF else factors
+        unit_vectors = torch.eye(x.shape[-1], dtype=wide.dtype.to_real(), device=x.device)
+        matrix = _multiply(unit_vectors, wide, slice(out_features)).mT
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+        low = torch.get_autocast_dtype(x.device.type)
+        x, matrix = (a.to(low) if a.dtype == torch.float32 else a for a in (x, matrix))
+        dtype = _product_type(x.dtype, matrix.dtype)
+    else:
+        dtype = _product_type(x.dtype, factors.dtype)
+    x, matrix = (a.to(dtype if a.is_complex() else dtype.to_real()) for a in (x, matrix))
+    with _no_autocast(x):
+        return multiply_by_matrix(x, matrix)
 
 
 def butterfly_outputs(x: Tensor, factors: Tensor, rows: Tensor) -> Tensor:
@@ -317,8 +349,11 @@ def _common_types(x: Tensor, factors: Tensor) -> tuple[Tensor, Tensor, torch.dty
         low = torch.get_autocast_dtype(x.device.type)
         x = x.to(low) if x.dtype == torch.float32 else x
         factors = factors.to(low) if factors.dtype == torch.float32 else factors
-    dtype = x.dtype if x.dtype == factors.dtype else torch.promote_types(x.dtype, factors.dtype)
-    if dtype == torch.complex32:  # a half-precision x with complex64 factors and the like
-        dtype = torch.complex64
+    dtype = _product_type(x.dtype, factors.dtype)
     factors = factors.float() if factors.dtype in _HALF else factors
     return x, factors, dtype
+
+
+def _product_type(a: torch.dtype, b: torch.dtype) -> torch.dtype:
+    dtype = a if a == b else torch.promote_types(a, b)
+    return torch.complex64 if dtype == torch.complex32 else dtype  # half precision with complex64 and the like

@@ -127,7 +127,7 @@ def test_a_materialised_product_is_the_same_with_its_gradients() -> None:
 
 def test_precision_is_restored() -> None:
     before = torch.get_float32_matmul_precision()
-    assert kmatrix._in_tf32(torch.get_float32_matmul_precision)() == "high"
+    assert kmatrix.in_tf32(torch.get_float32_matmul_precision)() == "high"
     assert torch.get_float32_matmul_precision() == before
 
 

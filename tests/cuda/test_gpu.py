@@ -129,6 +129,26 @@ def test_on_another_stream_and_in_a_graph() -> None:
     assert_near(y, multiply_by_stages(x, factors), torch.float32)
 
 
+@pytest.mark.parametrize("mode", ["tf32", "autocast"])
+def test_materialised_products_are_as_precise_as_tensor_cores(mode: str) -> None:
+    torch.manual_seed(0)
+    x, factors = torch.randn(3000, 256, device=DEVICE), random_factors(2, 256, torch.float32).requires_grad_()
+    expected = ops.butterfly_multiply(x.double(), factors.double(), materialise=False)
+    g = torch.randn_like(expected)
+    (wanted,) = torch.autograd.grad(expected, factors, g)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high" if mode == "tf32" else "highest")
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=mode == "autocast"):
+            got = ops.butterfly_multiply(x, factors, materialise=True)
+        (grad,) = torch.autograd.grad(got, factors, g.to(got.dtype))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    unit = 2.0**-11 if mode == "tf32" else 2.0**-9
+    for mine, exact_value in ((got, expected), (grad, wanted)):
+        assert (mine - exact_value).abs().max() <= 8 * unit * exact_value.abs().max()
+
+
 def test_empty_batches() -> None:
     factors = random_factors(2, 64, torch.float32).requires_grad_()
     y = ops.butterfly_multiply(torch.empty(0, 64, device=DEVICE), factors)
