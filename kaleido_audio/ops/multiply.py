@@ -30,8 +30,9 @@ def backend(x: Tensor) -> str:
         ``"cpu"``: the native kernels for the processor, see `cpu_capability`.
         ``"cuda"``: the native kernels for NVIDIA GPUs.
         ``"reference"``: plain PyTorch, which runs on every device and needs no compiler. It multiplies by the
-        materialised matrix where that is cheaper and goes stage by stage elsewhere. The environment variable
-        ``KALEIDO_BACKEND=reference`` chooses it when the package is imported.
+        materialised matrix where that is cheaper, as precisely as `torch.set_float32_matmul_precision` says, and goes
+        stage by stage elsewhere. The environment variable ``KALEIDO_BACKEND=reference`` chooses it when the package
+        is imported.
 
     >>> backend(torch.zeros(3)) in ("cpu", "reference")
     True
