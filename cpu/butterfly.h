@@ -10,6 +10,7 @@
 // them all in the same banks and sets of the cache.
 #pragma once
 
+#include "ahead.h"
 #include "vector.h"
 
 namespace kaleido {
@@ -82,11 +83,17 @@ class Product {
   std::ptrdiff_t tile_plane() const { return n_ + L; }
   std::ptrdiff_t tile_row() const { return Parts * tile_plane(); }
 
-  // Rows of a tile that, for small n, stay in the first-level cache.
+  // Rows of a tile that, for small n, stay in the first-level cache or nearly so.
   int tile_rows() const {
-    const std::ptrdiff_t rows = 16384 / (tile_row() * std::ptrdiff_t(sizeof(T)));
-    const int least = 4 * kBlock > 8 ? 8 : 4 * kBlock;
+    const std::ptrdiff_t rows = 36864 / (tile_row() * std::ptrdiff_t(sizeof(T)));
+    const int least = 4 * kBlock;
     return rows < least ? least : rows > kMaxTile ? kMaxTile : int(rows) / kBlock * kBlock;
+  }
+
+  // How often `forward` (in its first pair of factors) and `forward_with_checkpoints` step on what is fetched ahead.
+  std::ptrdiff_t steps_ahead(int rows) const {
+    const int levels = log_n_ - kLogLanes < leaf_levels_ ? log_n_ - kLogLanes : leaf_levels_;
+    return (n_ / L >> levels) * ((rows + kBlock - 1) / kBlock);
   }
 
   // --- packing ---
@@ -120,7 +127,8 @@ class Product {
 
   // y = product * x for `rows` rows; x may be y or the tile, or else is left as it is. With `real_input`, only the
   // real plane of x is read. At least one factor.
-  void forward(Rows<T> x, Rows<T> tile, Rows<T> y, int rows, bool real_input, bool packed = true) const {
+  void forward(Rows<T> x, Rows<T> tile, Rows<T> y, int rows, bool real_input, bool packed = true,
+               Ahead ahead = Ahead()) const {
     Pass passes[kMaxPasses];
     std::ptrdiff_t size = 0;
     for (int f = 0; f < n_factors_; f += 2) {
@@ -128,9 +136,9 @@ class Product {
       const Rows<T> from = f == 0 ? x : tile, to = f + 2 >= n_factors_ ? y : tile;
       const bool real = Parts == 2 && real_input && f == 0;
       if (packed)
-        block<true>(passes, passes + count - 1, 0, from, tile, to, rows, real);
+        block<true>(passes, passes + count - 1, 0, from, tile, to, rows, real, ahead);
       else
-        block<false>(passes, passes + count - 1, 0, from, tile, to, rows, real);
+        block<false>(passes, passes + count - 1, 0, from, tile, to, rows, real, ahead);
     }
   }
 
@@ -146,7 +154,7 @@ class Product {
 
   // The inputs of every pass: checkpoints[0] holds x already, checkpoints[p] is the input of pass p, and with
   // `with_output` there is one more, the output.
-  void forward_with_checkpoints(const Rows<T>* checkpoints, int rows, bool with_output) const {
+  void forward_with_checkpoints(const Rows<T>* checkpoints, int rows, bool with_output, Ahead ahead = Ahead()) const {
     Pass passes[kMaxPasses];
     std::ptrdiff_t size = 0;
     int done = 0;
@@ -157,7 +165,7 @@ class Product {
         if (last && !with_output) return;
         const std::ptrdiff_t span = passes[p].stride << passes[p].levels;
         for (std::ptrdiff_t base = 0; base < n_; base += span)
-          run<true>(passes[p], base, checkpoints[done], checkpoints[done + 1], rows, false);
+          run<true>(passes[p], base, checkpoints[done], checkpoints[done + 1], rows, false, ahead);
       }
     }
   }
@@ -467,34 +475,39 @@ class Product {
   }
 
   template <int K, bool Down, bool Up, bool Packed>
-  void leaf(const Pass& pass, std::ptrdiff_t i, Rows<T> x, Rows<T> y, int rows, bool real_input) const {
+  void leaf(const Pass& pass, std::ptrdiff_t i, Rows<T> x, Rows<T> y, int rows, bool real_input,
+            Ahead& ahead) const {
     constexpr int kStages = (K + kLogLanes) * (Down + Up);
     const T* stages[kStages + 1];
     if (!Packed) stage_pointers(pass, kStages, i, stages);
     const Coefficients<K, Packed> c{Packed ? coefficients_ + group_start(pass, i, 0) : nullptr, stages, L, n_};
     if constexpr (Packed && Down && Up && L > 1) {
-      if (pass.merged) return leaf_rows<K, Down, Up, true>(c, i, x, y, rows, real_input);
+      if (pass.merged) return leaf_rows<K, Down, Up, true>(c, i, x, y, rows, real_input, ahead);
     }
-    leaf_rows<K, Down, Up, false>(c, i, x, y, rows, real_input);
+    leaf_rows<K, Down, Up, false>(c, i, x, y, rows, real_input, ahead);
   }
 
   template <int K, bool Down, bool Up, bool Merged, typename C>
-  void leaf_rows(const C& c, std::ptrdiff_t i, Rows<T> x, Rows<T> y, int rows, bool real_input) const {
+  void leaf_rows(const C& c, std::ptrdiff_t i, Rows<T> x, Rows<T> y, int rows, bool real_input, Ahead& ahead) const {
     int r = 0;
-    for (; r + kBlock <= rows; r += kBlock) leaf_group<K, kBlock, Down, Up, Merged>(c, i, x, y, r, real_input);
+    for (; r + kBlock <= rows; r += kBlock) {
+      leaf_group<K, kBlock, Down, Up, Merged>(c, i, x, y, r, real_input);
+      ahead.step();
+    }
     for (; r < rows; ++r) leaf_group<K, 1, Down, Up, Merged>(c, i, x, y, r, real_input);
   }
 
   // One pass on the places base, ..., base + (stride << levels) - 1.
   template <bool Packed>
-  void run(const Pass& pass, std::ptrdiff_t base, Rows<T> x, Rows<T> y, int rows, bool real_input) const {
+  void run(const Pass& pass, std::ptrdiff_t base, Rows<T> x, Rows<T> y, int rows, bool real_input,
+           Ahead& ahead) const {
     if (pass.kind == Kind::leaf) {
       if (pass.levels == 0)
-        any_leaf<0, Packed>(pass, base, x, y, rows, real_input);
+        any_leaf<0, Packed>(pass, base, x, y, rows, real_input, ahead);
       else if (pass.levels == 1)
-        any_leaf<1, Packed>(pass, base, x, y, rows, real_input);
+        any_leaf<1, Packed>(pass, base, x, y, rows, real_input, ahead);
       else
-        any_leaf<2, Packed>(pass, base, x, y, rows, real_input);
+        any_leaf<2, Packed>(pass, base, x, y, rows, real_input, ahead);
     } else if (pass.kind == Kind::down) {
       if constexpr (Parts == 2) {
         if (real_input) return any_columns<Kind::down, true, Packed>(pass, base, x, y, rows);
@@ -506,13 +519,14 @@ class Product {
   }
 
   template <int K, bool Packed>
-  void any_leaf(const Pass& pass, std::ptrdiff_t i, Rows<T> x, Rows<T> y, int rows, bool real_input) const {
+  void any_leaf(const Pass& pass, std::ptrdiff_t i, Rows<T> x, Rows<T> y, int rows, bool real_input,
+                Ahead& ahead) const {
     if (pass.down && pass.up)
-      leaf<K, true, true, Packed>(pass, i, x, y, rows, real_input);
+      leaf<K, true, true, Packed>(pass, i, x, y, rows, real_input, ahead);
     else if (pass.down)
-      leaf<K, true, false, Packed>(pass, i, x, y, rows, real_input);
+      leaf<K, true, false, Packed>(pass, i, x, y, rows, real_input, ahead);
     else if constexpr (Packed)
-      leaf<K, false, true, Packed>(pass, i, x, y, rows, real_input);
+      leaf<K, false, true, Packed>(pass, i, x, y, rows, real_input, ahead);
   }
 
   template <Kind kind, bool RealInput, bool Packed>
@@ -529,19 +543,19 @@ class Product {
   // not meet before the last strides of B: each is finished while it is in the cache.
   template <bool Packed>
   void block(const Pass* down, const Pass* up, std::ptrdiff_t base, Rows<T> x, Rows<T> tile, Rows<T> y, int rows,
-             bool real_input) const {
-    if (down == up) return run<Packed>(*down, base, x, y, rows, real_input);  // the leaf
+             bool real_input, Ahead& ahead) const {
+    if (down == up) return run<Packed>(*down, base, x, y, rows, real_input, ahead);  // the leaf
     const bool has_down = down->kind == Kind::down, has_up = up->kind == Kind::up;
     if (has_down) {
-      run<Packed>(*down, base, x, tile, rows, real_input);
+      run<Packed>(*down, base, x, tile, rows, real_input, ahead);
       x = tile;
       real_input = false;
     }
     const Pass& outer = has_down ? *down : *up;
     for (int q = 0; q < 1 << outer.levels; ++q)
       block<Packed>(down + has_down, up - has_up, base + q * outer.stride, x, tile, has_up ? tile : y, rows,
-                    real_input);
-    if (has_up) run<Packed>(*up, base, tile, y, rows, false);
+                    real_input, ahead);
+    if (has_up) run<Packed>(*up, base, tile, y, rows, false, ahead);
   }
 
   // --- backward passes ---

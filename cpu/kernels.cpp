@@ -5,6 +5,7 @@
 #include <new>
 #include <type_traits>
 
+#include "ahead.h"
 #include "butterfly.h"
 #include "scratch.h"
 #include "spectrum.h"
@@ -72,6 +73,26 @@ void store_rows(Rows<T> tile, const Vectors& v, std::int64_t first, int count) {
   store_as<T, T>(tile, v, first, count);
 }
 
+// Vectors first, ..., first + count - 1 as memory: none where other numbers lie between them.
+template <typename T>
+std::ptrdiff_t bytes_of(const Vectors& v, std::int64_t first, int count, const void*& begin) {
+  const std::ptrdiff_t number = v.storage == Storage::same ? sizeof(T) : sizeof(Half);
+  begin = static_cast<const char*>(v.data) + first * v.row * number;
+  return v.data && v.row == v.features * (v.complex ? 2 : 1) ? count * v.row * number : 0;
+}
+template <typename T>
+void will_read(Ahead& ahead, const Vectors& v, std::int64_t first, int count) {
+  const void* begin;
+  const std::ptrdiff_t bytes = bytes_of<T>(v, first, count, begin);
+  ahead.will_read(begin, bytes);
+}
+template <typename T>
+void will_write(Ahead& ahead, const Vectors& v, std::int64_t first, int count) {
+  const void* begin;
+  const std::ptrdiff_t bytes = bytes_of<T>(v, first, count, begin);
+  ahead.will_write(begin, bytes);
+}
+
 // Calls f with a Product of as many lanes as fit n.
 template <typename T, int Parts, typename F>
 void with_product(bool gradients, const Factors& factors, F&& f) {
@@ -92,11 +113,14 @@ template <typename T, int Parts>
 void multiply(const Multiply& args, std::int64_t begin, std::int64_t end) {
   with_product<T, Parts>(false, args.factors, [&](const auto& product) {
     const std::ptrdiff_t n = product.n();
-    // A few real vectors of full length are read and written where they are. With many, rows in a hundred places at
-    // once would defeat the prefetcher: they are copied.
-    const bool few = Parts == 1 && end - begin <= 4;
-    const bool read_in_place = few && args.x.storage == Storage::same && args.x.features == n;
-    const bool write_in_place = few && args.y.storage == Storage::same && args.y.features == n;
+    // Real vectors of full length are read and written where they are, unless there are many so far apart that they
+    // get in each other's way in the cache.
+    const bool few = end - begin <= 4;
+    const auto in_place = [&](const Vectors& v) {
+      const bool close = v.row == n && n * std::ptrdiff_t(sizeof(T)) <= 8192;
+      return Parts == 1 && v.storage == Storage::same && v.features == n && (few || close);
+    };
+    const bool read_in_place = in_place(args.x), write_in_place = in_place(args.y);
     const int tile_rows = smaller(product.tile_rows(), end - begin);
     Scratch<T> scratch(tile_rows * product.tile_row());
     const Rows<T> tile{scratch.get(), product.tile_row(), product.tile_plane()};
@@ -108,7 +132,10 @@ void multiply(const Multiply& args, std::int64_t begin, std::int64_t end) {
       else
         load_rows(args.x, first, rows, n, tile, false);
       if (write_in_place) y = {static_cast<T*>(args.y.data) + first * args.y.row, args.y.row, 0};
-      product.forward(x, tile, y, rows, !args.x.complex, args.factors.packed);
+      Ahead ahead(few ? 0 : product.steps_ahead(rows));
+      will_write<T>(ahead, args.y, first, rows);
+      will_read<T>(ahead, args.x, first + rows, smaller(tile_rows, end - first - rows));
+      product.forward(x, tile, y, rows, !args.x.complex, args.factors.packed, ahead);
       if (!write_in_place) store_rows(tile, args.y, first, rows);
     }
   });
@@ -156,7 +183,12 @@ void backward(const Backward& args, std::int64_t begin, std::int64_t end) {
       load_rows(args.grad, first, rows, n, checkpoints.grad, Parts == 2);
       if (args.factors_grad) {
         load_rows(args.x, first, rows, n, checkpoints.get()[0], Parts == 2);
-        product.forward_with_checkpoints(checkpoints.get(), rows, false);
+        const int next = smaller(tile_rows, end - first - rows);
+        Ahead ahead(product.steps_ahead(rows));
+        will_write<T>(ahead, args.x_grad, first, rows);
+        will_read<T>(ahead, args.grad, first + rows, next);
+        will_read<T>(ahead, args.x, first + rows, next);
+        product.forward_with_checkpoints(checkpoints.get(), rows, false, ahead);
       }
       product.backward(checkpoints.get(), checkpoints.grad, static_cast<T*>(args.factors_grad), rows);
       if (args.x_grad.data) store_rows(checkpoints.grad, args.x_grad, first, rows);

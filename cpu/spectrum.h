@@ -165,10 +165,11 @@ class Spectrum {
   void block(const Pass* down, const Pass* up, std::ptrdiff_t base, Rows<T> tile, Rows<T> outputs, int rows,
              bool real_input) const {
     if (down->kind == Kind::leaf) return leaf(*down, *up, base, tile, outputs, rows, real_input);
-    main_.template run<true>(*down, base, tile, tile, rows, real_input);
+    Ahead nothing;
+    main_.template run<true>(*down, base, tile, tile, rows, real_input, nothing);
     for (int q = 0; q < 1 << down->levels; ++q)
       block(down + 1, up - 1, base + q * down->stride, tile, outputs, rows, false);
-    even_.template run<true>(*up, base / 2, outputs, outputs, rows, false);
+    even_.template run<true>(*up, base / 2, outputs, outputs, rows, false, nothing);
   }
 
   void leaf(const Pass& down, const Pass& up, std::ptrdiff_t i, Rows<T> tile, Rows<T> outputs, int rows,
