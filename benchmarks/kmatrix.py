@@ -41,7 +41,7 @@ BATCHES = (1, 16, 256, 4096, 65536)
 COMPLEX_BATCHES = (1, 4096)
 QUICK_SIZES, QUICK_BATCHES = (64, 512), (1, 256)
 GEMM = 1024
-"""Size of the matrix product whose rate is reported beside the clock."""
+"""Size of the matrix product whose rate is reported beside the limit."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ class Builder:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.clock = machine.clock() if options.device.type == "cpu" else None
+        self.peak = machine.multiply_adds(machine.capability()) if options.device.type == "cpu" else None
         self.flops = _matmul_rate(options.device)
 
     def contestants(self, case: Case, results: Results) -> Mapping[str, Contestant]:
@@ -256,8 +256,8 @@ class Builder:
             found.update(self._on_gpu(case, x, factors, g, found))
         elif _has_limit(case):
             found["gemm"] = Contestant(_matmul(device))
-            if self.clock is not None:
-                found["clock"] = Contestant(self.clock)
+            if self.peak is not None:
+                found["peak"] = Contestant(self.peak)
         return found
 
     def _on_gpu(
@@ -362,7 +362,7 @@ def describe(case: Case, measurement: Measurement) -> str:
     """One line: times of a vector, and how many times K's the others take."""
     parts = []
     for name, values in measurement.seconds.items():
-        if name in ("gemm", "clock") or not values:
+        if name in ("gemm", "peak") or not values:
             continue
         time = report.microseconds(measurement.time(name))
         ratio = "" if name == "K" else f" ({report.short_ratio(measurement.ratio(name, 'K'))})"
@@ -499,9 +499,9 @@ def _precision_table(cases: Sequence[Case], results: Results) -> str:
 def limit_share(case: Case, measurement: Measurement, environment: Mapping[str, object]) -> Spread | None:
     """The instruction limit's time over K's, taken within each round; None if it was not measured."""
     operations = machine.butterfly_operations(case.n, machine.LANES[str(environment["capability"])]) * case.batch
-    by_clock = measurement.ratio("clock", "K")
-    if by_clock is not None:
-        return by_clock.scaled(operations / 2 / machine.CYCLES_PER_CALL)
+    by_peak = measurement.ratio("peak", "K")
+    if by_peak is not None:
+        return by_peak.scaled(operations / machine.MULTIPLY_ADDS_PER_CALL)
     by_gemm = measurement.ratio("gemm", "K")
     lanes = machine.LANES[str(environment["torch_capability"])]
     return None if by_gemm is None else by_gemm.scaled(operations * lanes / GEMM**3)
@@ -513,16 +513,16 @@ def _limit_table(cases: Sequence[Case], results: Results) -> str:
     largest = 4096 if any(case.batch == 4096 for case in limited) else max((case.batch for case in limited), default=0)
     for case in sorted(limited, key=lambda c: c.n):
         found = results.get(case.name)
-        share, seconds, tick = limit_share(case, found, environment), found.time("K"), found.time("clock")
+        share, seconds, peak = limit_share(case, found, environment), found.time("K"), found.time("peak")
         if case.batch != largest or share is None or seconds is None:
             continue
-        clock = "-" if tick is None else f"{machine.CYCLES_PER_CALL / tick.median / 1e9:.2f}"
+        fastest = "-" if peak is None else report.number(machine.MULTIPLY_ADDS_PER_CALL / peak.median / 1e9)
         gemm = found.time("gemm")
         rate = "-" if gemm is None else report.number(2 * GEMM**3 / gemm.median / 1e9)
         limit = seconds.median * share.median / case.batch * 1e6
         percent = share.scaled(100)
         rows.append([
-            str(case.n), clock, rate, f"{limit:.3g}", _a_vector(seconds, case),
+            str(case.n), fastest, rate, f"{limit:.3g}", _a_vector(seconds, case),
             f"{percent.median:.0f} % ({percent.low:.0f} to {percent.high:.0f})",
         ])  # fmt: skip
     if not rows:
@@ -531,11 +531,13 @@ def _limit_table(cases: Sequence[Case], results: Results) -> str:
     how = (
         "Instruction limit of the forward, batch "
         f"{largest}, one thread: 4 n log2 n / {lanes} vector operations a vector (a multiplication or a fused "
-        "multiply-add each), two a cycle. The clock is measured in the same rounds by a chain of dependent integer "
-        "multiplications (3 cycles each); where no C compiler is found, the rate of a 1024 x 1024 matrix product "
-        "stands for it, which is below the peak, so that the share is overstated."
+        "multiply-add each). The processor's rate of them is measured in the same rounds; where no C compiler is "
+        "found, that of a 1024 x 1024 matrix product stands for it, which is below, so that the share is overstated."
     )
-    headers = ["n", "clock (GHz)", "MKL sgemm (GFLOP/s)", "limit (us a vector)", "K (us a vector)", "of the limit"]
+    headers = [
+        "n", "vector multiply-adds (G/s)", "MKL sgemm (GFLOP/s)", "limit (us a vector)", "K (us a vector)",
+        "of the limit",
+    ]  # fmt: skip
     return f"{how}\n\n{report.table(headers, rows)}"
 
 

@@ -1,4 +1,4 @@
-"""The machine a benchmark ran on: its name, its vector width and its clock."""
+"""The machine a benchmark ran on: its name, its vector width and its rate of arithmetic."""
 
 from __future__ import annotations
 
@@ -19,14 +19,21 @@ from kaleido_audio import ops
 
 LANES = {"avx512": 16, "avx2": 8, "baseline": 4}
 
-# A multiplication waits for the one before it, for 3 cycles on every x86-64 processor of the last fifteen years.
-_CHAIN = 32
-_REPEATS = 4000
-CYCLES_PER_CALL = 3 * _CHAIN * _REPEATS
+_MARCH = {"avx512": "x86-64-v4", "avx2": "x86-64-v3", "baseline": "x86-64-v2"}
+
+# Enough chains of multiply-adds, each waiting for itself, to keep every unit of a processor busy.
+_CHAINS = 10
+_REPEATS = 20000
+MULTIPLY_ADDS_PER_CALL = _CHAINS * _REPEATS
+_NAMES = [f"v{i}" for i in range(_CHAINS)]
 _SOURCE = f"""
-unsigned long long multiply_in_a_chain(unsigned long long x, long repeats) {{
-  for (long i = 0; i < repeats; ++i) __asm__ volatile("{"imul %0, %0; " * _CHAIN}" : "+r"(x));
-  return x;
+typedef float V __attribute__((vector_size(4 * LANES)));
+void multiply_and_add(long repeats, float x) {{
+  V a = (V){{}} + x, {", ".join(f"{v} = a" for v in _NAMES)};
+  for (long i = 0; i < repeats; ++i) {{
+    {" ".join(f"{v} = {v} * a + a;" for v in _NAMES)}
+    {" ".join(f'__asm__ volatile("" : "+v"({v}));' for v in _NAMES)}
+  }}
 }}
 """
 
@@ -87,21 +94,29 @@ def _cpuinfo_field(name: str) -> str:
     return ""
 
 
-def clock() -> Callable[[], object] | None:
-    """Something that takes `CYCLES_PER_CALL` cycles of this core; None without a C compiler or on other processors."""
+def multiply_adds(capability: str) -> Callable[[], object] | None:
+    """Something that does `MULTIPLY_ADDS_PER_CALL` multiply-adds of vectors, as fast as this core can.
+
+    Args:
+        capability: the instructions: "avx512", "avx2" or "baseline".
+
+    Returns:
+        None without a C compiler and on processors other than x86-64.
+    """
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None or platform.machine().lower() not in ("x86_64", "amd64"):
         return None
     with tempfile.TemporaryDirectory() as folder:
-        source, library = Path(folder, "chain.c"), Path(folder, "chain.so")
+        source, library = Path(folder, "rate.c"), Path(folder, "rate.so")
         source.write_text(_SOURCE, encoding="utf-8")
-        command = [compiler, "-O1", "-shared", "-fPIC", str(source), "-o", str(library)]
+        flags = ["-O2", f"-march={_MARCH[capability]}", f"-DLANES={LANES[capability]}", "-ffp-contract=fast"]
+        command = [compiler, *flags, "-shared", "-fPIC", str(source), "-o", str(library)]
         if subprocess.run(command, capture_output=True, check=False).returncode:
             return None
-        function = ctypes.CDLL(str(library)).multiply_in_a_chain
-    function.argtypes = [ctypes.c_ulonglong, ctypes.c_long]
-    function.restype = ctypes.c_ulonglong
-    return lambda: function(3, _REPEATS)
+        function = ctypes.CDLL(str(library)).multiply_and_add
+    function.argtypes = [ctypes.c_long, ctypes.c_float]
+    function.restype = None
+    return lambda: function(_REPEATS, 0.5)
 
 
 def butterfly_operations(n: int, lanes: int) -> float:

@@ -1,8 +1,8 @@
 // Time of every pass of the CPU kernels, on a tile in the cache: `make profile`.
 //
-// A pass is a few stages done in registers; "of the limit" is the share of the processor's fused multiply-adds, two a
-// cycle, that the arithmetic of the definition takes: 4 n log2 n / lanes vector operations a vector and BB*, four
-// times as many if complex. The rate of multiply-adds is measured beside.
+// A pass is a few stages done in registers; "of the limit" is the share of the processor's fused multiply-adds that the
+// arithmetic of the definition takes: 4 n log2 n / lanes vector operations a vector and BB*, four times as many if
+// complex. The rate of multiply-adds is measured beside.
 
 #include "../cpu/butterfly.h"
 
@@ -78,8 +78,9 @@ struct Profiler {
       const int stages = pass.kind == Kind::leaf ? 2 * (pass.levels + P::kLogLanes) : pass.levels;
       const double taken = seconds(
           [&] {
+            Ahead nothing;
             for (std::ptrdiff_t base = 0; base < n; base += span)
-              forward.template run<true>(pass, base, tile, tile, rows, false);
+              forward.template run<true>(pass, base, tile, tile, rows, false, nothing);
           },
           20);
       const char* kind = pass.kind == Kind::leaf   ? "strides down and up again, to"

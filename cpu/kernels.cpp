@@ -144,8 +144,10 @@ void multiply(const Multiply& args, std::int64_t begin, std::int64_t end) {
 // Rows of a tile whose checkpoints stay in the second-level cache.
 template <typename P>
 int backward_rows(const P& product, std::size_t row_bytes) {
-  const std::ptrdiff_t rows = std::ptrdiff_t(196608) / ((product.pass_count() + 1) * std::ptrdiff_t(row_bytes));
-  return rows < 4 ? 4 : rows > 16 ? 16 : int(rows);
+  const std::ptrdiff_t rows = std::ptrdiff_t(294912) / ((product.pass_count() + 1) * std::ptrdiff_t(row_bytes));
+  // Coefficients and their gradients pass through the cache once a tile: with long rows few of them pay only so far.
+  const int least = row_bytes <= 17000 ? 8 : 4;
+  return rows < least ? least : rows > 16 ? 16 : int(rows);
 }
 
 // Memory for the inputs of all passes of a tile, and for its gradient.
