@@ -216,6 +216,17 @@ def test_threads_and_tiles_do_not_change_values() -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("n", [64, 512, 4096])  # the longest are copied, as are vectors that lie apart
+def test_vectors_read_where_they_are_stay_as_they_are(capability, n) -> None:
+    torch.manual_seed(0)
+    wide, factors = torch.randn(37, n + 8), random_factors(2, n, torch.float32)
+    for vectors in (1, 4, 5, 16, 17, 37):  # less than a tile, whole ones, and a few more
+        for x in (wide[:vectors, :n].clone(), wide[:vectors, 8:]):
+            before = x.clone()
+            assert_near(ops.butterfly_multiply(x, factors), multiply_by_stages(before, factors), 1e-5)
+            assert torch.equal(x, before)
+
+
 # --- manners of an operator ---
 
 
