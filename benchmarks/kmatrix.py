@@ -624,6 +624,7 @@ def _draw_times(axes: Axes, cases: Sequence[Case], results: Results, training: b
 
 
 def _draw_speedups(axes: Axes, cases: Sequence[Case], results: Results, training: bool, sizes: Sequence[int]) -> None:
+    ends = []
     for i, n in enumerate(sizes):
         points = [
             (c.batch, ratio)
@@ -632,17 +633,32 @@ def _draw_speedups(axes: Axes, cases: Sequence[Case], results: Results, training
         ]
         colour = colormaps["viridis"](0.8 * (1 - i / max(1, len(sizes) - 1)))
         _draw_line(axes, points, colour, "")
-        for batch, ratio in points[-1:]:
-            axes.annotate(
-                f"n = {n}", (batch, ratio.median), xytext=(7, 0), textcoords="offset points", va="center",
-                color=colour, fontsize=9,
-            )  # fmt: skip
+        ends += [(batch, ratio.median, n, colour) for batch, ratio in points[-1:]]
+    for (batch, _, n, colour), height in zip(ends, _apart([end[:2] for end in ends]), strict=True):
+        axes.annotate(
+            f"n = {n}", (batch, height), xytext=(7, 0), textcoords="offset points", va="center", color=colour,
+            fontsize=9,
+        )  # fmt: skip
     axes.axhline(1, color="#444444", linewidth=1)
     axes.set_title(f"{_mode(training)}: how many times faster than F.linear")
     batches = sorted({case.batch for case in cases})
     _finish(axes, batches, "batch", "F.linear's time / K's")
     if batches:
         axes.set_xlim(batches[0] / 2, batches[-1] * 8)  # room for the names of the lines
+
+
+def _apart(ends: Sequence[tuple[int, float]], factor: float = 1.3) -> list[float]:
+    """Heights of the names of lines, on a logarithmic axis: their ends, or higher where another name is in the way.
+
+    >>> _apart([(4096, 25.0), (4096, 24.0), (256, 25.0)], factor=2.0)
+    [48.0, 24.0, 25.0]
+    """
+    heights = [value for _, value in ends]
+    lowest: dict[int, float] = {}
+    for i in sorted(range(len(ends)), key=lambda i: heights[i]):
+        heights[i] = max(heights[i], lowest.get(ends[i][0], 0.0))
+        lowest[ends[i][0]] = factor * heights[i]
+    return heights
 
 
 def _draw_line(axes: Axes, points: Sequence[tuple[int, Spread]], colour: Any, label: str) -> None:

@@ -9,15 +9,21 @@
 namespace kaleido {
 namespace KALEIDO_ISA {
 
+struct Memory {
+  const void* begin;
+  std::ptrdiff_t bytes;  // 0 for none
+};
+
 // What a tile will need soon, a few lines at every step of the computation: all at once, they would make it wait.
 // Hardware fetches ahead by itself only once a stream is running, and the stream of a tile ends with the tile.
 class Ahead {
  public:
+  // Spread over so many steps; with none, nothing is fetched.
   explicit Ahead(std::ptrdiff_t steps = 0) : steps_(steps) {}
 
-  // At most two and one times. Past the end there may be up to a line a step more, which is asked for in vain.
-  void will_read(const void* data, std::ptrdiff_t bytes) { add(reads_[n_reads_], n_reads_, data, bytes); }
-  void will_write(const void* data, std::ptrdiff_t bytes) { add(writes_[n_writes_], n_writes_, data, bytes); }
+  // At most twice, and once. Past the end up to a line a step more is asked for, in vain.
+  void will_read(Memory memory) { add(reads_[n_reads_], n_reads_, memory); }
+  void will_write(Memory memory) { add(writes_[n_writes_], n_writes_, memory); }
 
   KALEIDO_INLINE void step() {
     if (steps_ == 0) return;
@@ -28,6 +34,7 @@ class Ahead {
 
  private:
   static constexpr std::ptrdiff_t kLine = 64;
+  static constexpr int kSecondLevel = 2;
 
   struct Stream {
     std::uintptr_t next;
@@ -40,13 +47,12 @@ class Ahead {
         __builtin_prefetch(reinterpret_cast<const void*>(next + std::uintptr_t(l * kLine)), Written, kSecondLevel);
       next += std::uintptr_t(lines_a_step * kLine);
     }
-    static constexpr int kSecondLevel = 2;
   };
 
-  void add(Stream& stream, int& count, const void* data, std::ptrdiff_t bytes) {
-    if (bytes <= 0 || steps_ == 0) return;
-    const std::ptrdiff_t lines = (bytes + kLine - 1) / kLine;
-    stream = {reinterpret_cast<std::uintptr_t>(data), (lines + steps_ - 1) / steps_};
+  void add(Stream& stream, int& count, Memory memory) {
+    if (memory.bytes == 0 || steps_ == 0) return;
+    const std::ptrdiff_t lines = (memory.bytes + kLine - 1) / kLine;
+    stream = {reinterpret_cast<std::uintptr_t>(memory.begin), (lines + steps_ - 1) / steps_};
     ++count;
   }
 

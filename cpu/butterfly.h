@@ -93,7 +93,7 @@ class Product {
   // How often `forward` (in its first pair of factors) and `forward_with_checkpoints` step on what is fetched ahead.
   std::ptrdiff_t steps_ahead(int rows) const {
     const int levels = log_n_ - kLogLanes < leaf_levels_ ? log_n_ - kLogLanes : leaf_levels_;
-    return (n_ / L >> levels) * ((rows + kBlock - 1) / kBlock);
+    return (n_ / L >> levels) * (rows / kBlock);
   }
 
   // --- packing ---

@@ -73,24 +73,12 @@ void store_rows(Rows<T> tile, const Vectors& v, std::int64_t first, int count) {
   store_as<T, T>(tile, v, first, count);
 }
 
-// Vectors first, ..., first + count - 1 as memory: none where other numbers lie between them.
+// Vectors first, ..., first + count - 1 as memory: none where there are none, or where other numbers lie between them.
 template <typename T>
-std::ptrdiff_t bytes_of(const Vectors& v, std::int64_t first, int count, const void*& begin) {
-  const std::ptrdiff_t number = v.storage == Storage::same ? sizeof(T) : sizeof(Half);
-  begin = static_cast<const char*>(v.data) + first * v.row * number;
-  return v.data && v.row == v.features * (v.complex ? 2 : 1) ? count * v.row * number : 0;
-}
-template <typename T>
-void will_read(Ahead& ahead, const Vectors& v, std::int64_t first, int count) {
-  const void* begin;
-  const std::ptrdiff_t bytes = bytes_of<T>(v, first, count, begin);
-  ahead.will_read(begin, bytes);
-}
-template <typename T>
-void will_write(Ahead& ahead, const Vectors& v, std::int64_t first, int count) {
-  const void* begin;
-  const std::ptrdiff_t bytes = bytes_of<T>(v, first, count, begin);
-  ahead.will_write(begin, bytes);
+Memory memory_of(const Vectors& v, std::int64_t first, int count) {
+  if (!v.data || count == 0 || v.row != v.features * (v.complex ? 2 : 1)) return {nullptr, 0};
+  const std::ptrdiff_t row = v.row * std::ptrdiff_t(v.storage == Storage::same ? sizeof(T) : sizeof(Half));
+  return {static_cast<const char*>(v.data) + first * row, count * row};
 }
 
 // Calls f with a Product of as many lanes as fit n.
@@ -133,8 +121,8 @@ void multiply(const Multiply& args, std::int64_t begin, std::int64_t end) {
         load_rows(args.x, first, rows, n, tile, false);
       if (write_in_place) y = {static_cast<T*>(args.y.data) + first * args.y.row, args.y.row, 0};
       Ahead ahead(few ? 0 : product.steps_ahead(rows));
-      will_write<T>(ahead, args.y, first, rows);
-      will_read<T>(ahead, args.x, first + rows, smaller(tile_rows, end - first - rows));
+      ahead.will_write(memory_of<T>(args.y, first, rows));
+      ahead.will_read(memory_of<T>(args.x, first + rows, smaller(tile_rows, end - first - rows)));
       product.forward(x, tile, y, rows, !args.x.complex, args.factors.packed, ahead);
       if (!write_in_place) store_rows(tile, args.y, first, rows);
     }
@@ -187,9 +175,9 @@ void backward(const Backward& args, std::int64_t begin, std::int64_t end) {
         load_rows(args.x, first, rows, n, checkpoints.get()[0], Parts == 2);
         const int next = smaller(tile_rows, end - first - rows);
         Ahead ahead(product.steps_ahead(rows));
-        will_write<T>(ahead, args.x_grad, first, rows);
-        will_read<T>(ahead, args.grad, first + rows, next);
-        will_read<T>(ahead, args.x, first + rows, next);
+        ahead.will_write(memory_of<T>(args.x_grad, first, rows));
+        ahead.will_read(memory_of<T>(args.grad, first + rows, next));
+        ahead.will_read(memory_of<T>(args.x, first + rows, next));
         product.forward_with_checkpoints(checkpoints.get(), rows, false, ahead);
       }
       product.backward(checkpoints.get(), checkpoints.grad, static_cast<T*>(args.factors_grad), rows);
