@@ -172,8 +172,31 @@ def _call(name: str, *args: Any) -> Any:
 def butterfly(x: Tensor, factors: Tensor, out_features: int) -> Tensor:
     """`kaleido_audio.ops.butterfly_multiply` for arguments that fit, on a device for which `is_native` holds."""
     if torch.is_grad_enabled() and (x.requires_grad or factors.requires_grad):
-        return _call("butterfly", x, factors, out_features)
+        if _is_compiling() or torch._C._are_functorch_transforms_active():
+            return _call("butterfly", x, factors, out_features)
+        return _Butterfly.apply(x, factors, out_features)
     return _butterfly_no_grad(x, factors, out_features)
+
+
+class _Butterfly(torch.autograd.Function):
+    """The operator with its gradient, in half of the time that a few vectors take by the rules registered for it.
+
+    Those stay for what traces or transforms a program.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factors: Tensor, out_features: int) -> Tensor:
+        ctx.save_for_backward(x, factors)
+        return _butterfly_no_grad(x, factors, out_features)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # a second derivative may follow
+            return _butterfly_grad(ctx, grad)
+        needed = ctx.needs_input_grad[:2]
+        with torch._C._AutoDispatchBelowAutograd():
+            grads = torch.ops.kaleido_audio.butterfly_backward.default(grad, *ctx.saved_tensors, *needed)
+        return *_chosen(grads, needed), None
 
 
 def _fake_butterfly(x: Tensor, factors: Tensor, out_features: int) -> Tensor:
