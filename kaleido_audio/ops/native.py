@@ -179,9 +179,9 @@ def butterfly(x: Tensor, factors: Tensor, out_features: int) -> Tensor:
 
 
 class _Butterfly(torch.autograd.Function):
-    """The operator with its gradient, in half of the time that a few vectors take by the rules registered for it.
+    """The operator with its gradient: for a few vectors, the rules registered for it take longer than the product.
 
-    Those stay for what traces or transforms a program.
+    They stay for what traces or transforms a program.
     """
 
     @staticmethod
