@@ -107,7 +107,12 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("changed", SETTINGS, ids=str)
+def named(settings: dict) -> str:
+    """The same in every run, which the address of a function is not."""
+    return ",".join(f"{name}={getattr(value, '__name__', value)}" for name, value in settings.items()) or "defaults"
+
+
+@pytest.mark.parametrize("changed", SETTINGS, ids=named)
 @pytest.mark.parametrize("n_fft", [400, 512])
 def test_every_setting_equals_torchaudio(torchaudio_transforms, default_float64, changed, n_fft):
     arguments = {"n_fft": n_fft, "n_mels": 24, **changed}
