@@ -397,10 +397,6 @@ def case_of(name: str) -> Case:
     return Case(kind, int(n[1:]), int(batch[1:]), mode == "training", int(threads[1:]))
 
 
-def _mode(training: bool) -> str:
-    return "forward + backward" if training else "forward"
-
-
 def _transform(case: Case) -> str:
     return "fft" if case.kind == "complex" else "rfft"
 
@@ -443,7 +439,7 @@ def _grids(cases: Sequence[Case], results: Results) -> list[str]:
                 rows = [[str(n), *(cells.get((n, b), "-") for b in batches)] for n in sizes]
                 headers = ["n", *(f"batch {b}" for b in batches)]
                 where = report.threads_text(results.environment, threads)
-                title = report.listed(f"{name}'s time over K's", kind, _mode(training), where)
+                title = report.listed(f"{name}'s time over K's", kind, report.mode_text(training), where)
                 tables.append(f"{title}:\n\n{report.table(headers, rows)}")
     return tables
 
@@ -619,7 +615,7 @@ def _draw_times(axes: Axes, cases: Sequence[Case], results: Results, training: b
     if limits:
         axes.plot(*zip(*limits, strict=True), color=report.COLOURS["limit"], linestyle="--",
                   label="instruction limit of K")  # fmt: skip
-    axes.set_title(f"{_mode(training)}, batch {batch}")
+    axes.set_title(f"{report.mode_text(training)}, batch {batch}")
     _finish(axes, sorted({case.n for case in mine}), "n", "microseconds a vector")
 
 
@@ -640,7 +636,7 @@ def _draw_speedups(axes: Axes, cases: Sequence[Case], results: Results, training
             fontsize=9,
         )  # fmt: skip
     axes.axhline(1, color="#444444", linewidth=1)
-    axes.set_title(f"{_mode(training)}: how many times faster than F.linear")
+    axes.set_title(f"{report.mode_text(training)}: how many times faster than F.linear")
     batches = sorted({case.batch for case in cases})
     _finish(axes, batches, "batch", "F.linear's time / K's")
     if batches:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from benchmarks import report
 from benchmarks.kmatrix import in_tf32, linear_map
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    finished = options.redraw or run(cases, Builder(options).contestants, describe, results, options)
+    finished = options.redraw or run(cases, lambda case, _: contestants(options, case), describe, results, options)
     report.publish(results, sections(results), lambda: figure(results))
     if cuda and not options.quick:
         path = options.out / materialised.TABLE.name
@@ -101,47 +101,31 @@ def all_cases(quick: bool) -> list[Case]:
     ]
 
 
-class Builder:
-    """Makes the contestants of a case.
-
-    Args:
-        options: of the command line.
-    """
-
-    def __init__(self, options: Options) -> None:
-        self.options = options
-
-    def contestants(self, case: Case, results: Results) -> Mapping[str, Contestant]:
-        """The kernels, and the same product materialised."""
-        device = self.options.device
-        check_memory("all", 4.0 * case.n * (8 * case.vectors + 8 * case.n), self.options.max_bytes, device)
-        torch.manual_seed(0)
-        factors = KMatrix(case.n, width=case.factors // 2).to(device).factors.detach().clone()
-        x = torch.randn(case.vectors, case.n, device=device)
-        result = x if case.precision == "tf32" else x.bfloat16()
-        g = torch.randn_like(result) if case.training else None
-        found = {}
-        for name, materialise in (("kernels", False), ("dense", True)):
-            contestant = linear_map(_by(materialise), x, factors, g, threads=1)
-            mode = in_tf32 if case.precision == "tf32" else _under_autocast(device)
-            found[name] = Contestant(mode(contestant.call), grad=contestant.grad)
-        return found
+def contestants(options: Options, case: Case) -> Mapping[str, Contestant]:
+    """The kernels, and the same product materialised."""
+    device = options.device
+    check_memory("all", 4.0 * case.n * (8 * case.vectors + 8 * case.n), options.max_bytes, device)
+    torch.manual_seed(0)
+    factors = KMatrix(case.n, width=case.factors // 2).to(device).factors.detach().clone()
+    x = torch.randn(case.vectors, case.n, device=device)
+    result = x if case.precision == "tf32" else x.bfloat16()
+    g = torch.randn_like(result) if case.training else None
+    found = {}
+    for name, materialise in (("kernels", False), ("dense", True)):
+        contestant = linear_map(partial(ops.butterfly_multiply, materialise=materialise), x, factors, g, threads=1)
+        tf32 = case.precision == "tf32"
+        call = in_tf32(contestant.call) if tf32 else _under_autocast(contestant.call, device)
+        found[name] = Contestant(call, grad=contestant.grad)
+    return found
 
 
-def _by(materialise: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda x, factors: ops.butterfly_multiply(x, factors, materialise=materialise)
+def _under_autocast(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    def half() -> object:
+        # No cache of rounded factors: each call of a training step rounds its own.
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
+            return call()
 
-
-def _under_autocast(device: torch.device) -> Callable[[Callable[[], object]], Callable[[], object]]:
-    def mode(call: Callable[[], object]) -> Callable[[], object]:
-        def half() -> object:
-            # No cache of rounded factors: each call of a training step rounds its own.
-            with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
-                return call()
-
-        return half
-
-    return mode
+    return half
 
 
 def describe(case: Case, measurement: Measurement) -> str:
@@ -192,13 +176,9 @@ def sections(results: Results) -> list[str]:
             ]
             for n, factors in sorted({(case.n, case.factors) for case in mine})
         ]
-        title = f"Time of the kernels over that of the materialised product, {precision}, {_mode(training)}"
+        title = f"Time of the kernels over that of the materialised product, {precision}, {report.mode_text(training)}"
         parts.append(f"{title}:\n\n{report.table(['n', 'factors', *(f'{v} vectors' for v in vectors)], rows)}")
     return [*parts, report.skipped_lines(results)]
-
-
-def _mode(training: bool) -> str:
-    return "forward + backward" if training else "forward"
 
 
 def figure(results: Results) -> Figure | None:
@@ -225,7 +205,11 @@ def figure(results: Results) -> Figure | None:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         report.plain_log_axis(axes.yaxis)
-        axes.set(title=f"{precision}, {_mode(training)}", xlabel="vectors", ylabel="kernels' time / dense product's")
+        axes.set(
+            title=f"{precision}, {report.mode_text(training)}",
+            xlabel="vectors",
+            ylabel="kernels' time / dense product's",
+        )
         axes.grid(alpha=0.35)
         axes.legend(fontsize=8)
     return drawn

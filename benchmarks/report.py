@@ -187,6 +187,11 @@ def threads_text(environment: dict[str, Any], count: int) -> str:
     return "one thread" if count == 1 else f"{count} threads"
 
 
+def mode_text(training: bool) -> str:
+    """What was timed, in words."""
+    return "forward + backward" if training else "forward"
+
+
 def listed(*parts: str) -> str:
     """The parts that say something, with commas.
 
