@@ -106,12 +106,7 @@ def _multiply_by_own_matrix(x: Tensor, factors: Tensor, out_features: int) -> Te
         wide = factors.float() if factors.dtype in _HALF else factors
         unit_vectors = torch.eye(x.shape[-1], dtype=wide.dtype.to_real(), device=x.device)
         matrix = _multiply(unit_vectors, wide, slice(out_features)).mT
-    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
-        low = torch.get_autocast_dtype(x.device.type)
-        x, matrix = (a.to(low) if a.dtype == torch.float32 else a for a in (x, matrix))
-        dtype = _product_type(x.dtype, matrix.dtype)
-    else:
-        dtype = _product_type(x.dtype, factors.dtype)
+    x, _, dtype = _common_types(x, factors)
     x, matrix = (a.to(dtype if a.is_complex() else dtype.to_real()) for a in (x, matrix))
     with _no_autocast(x):
         return multiply_by_matrix(x, matrix)
@@ -350,11 +345,8 @@ def _common_types(x: Tensor, factors: Tensor) -> tuple[Tensor, Tensor, torch.dty
         low = torch.get_autocast_dtype(x.device.type)
         x = x.to(low) if x.dtype == torch.float32 else x
         factors = factors.to(low) if factors.dtype == torch.float32 else factors
-    dtype = _product_type(x.dtype, factors.dtype)
+    dtype = x.dtype if x.dtype == factors.dtype else torch.promote_types(x.dtype, factors.dtype)
+    if dtype == torch.complex32:  # a half-precision x with complex64 factors and the like
+        dtype = torch.complex64
     factors = factors.float() if factors.dtype in _HALF else factors
     return x, factors, dtype
-
-
-def _product_type(a: torch.dtype, b: torch.dtype) -> torch.dtype:
-    dtype = a if a == b else torch.promote_types(a, b)
-    return torch.complex64 if dtype == torch.complex32 else dtype  # half precision with complex64 and the like
