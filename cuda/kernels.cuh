@@ -1,7 +1,12 @@
 // The kernels and their launches, for one type of number: included by a .cu file for each.
 #pragma once
 
+#include <map>
+#include <mutex>
+#include <tuple>
+
 #include "block.cuh"
+#include "cluster.h"
 #include "launch.h"
 
 namespace kaleido_cuda {
@@ -19,6 +24,15 @@ __global__ void __launch_bounds__(kMultiplyThreads, (blocks_of_processor<Number,
     multiply_kernel(const __grid_constant__ MultiplyArgs<Number, Source, Sink> args) {
   Block block;
   multiply_tiles<Number, Tile, kRows, kResident>(args, block);
+}
+
+template <class Number, int kBits, int kTop>
+__global__ void __launch_bounds__(kMultiplyThreads, 1)
+    cluster_kernel(const __grid_constant__ ClusterArgs<Number> args) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  Block block;
+  multiply_in_cluster<Number, kBits, kTop>(args, block);
+#endif
 }
 
 template <class Number, class Source, class Gradient, class Sink>
@@ -46,9 +60,9 @@ struct Grid {
   int cluster = 1;                // blocks
 };
 
-template <class... Parameters>
-cudaError_t launch(void (*kernel)(Parameters...), const Grid& grid, cudaStream_t stream,
-                   const typename AsGiven<Parameters>::type&... arguments) {
+// f(config) for the launch of a kernel.
+template <class Kernel, class F>
+cudaError_t with_config(Kernel* kernel, const Grid& grid, cudaStream_t stream, F&& f) {
   // More than 48 KiB have to be asked for.
   if (grid.shared_bytes > 48 << 10) {
     const cudaError_t error =
@@ -65,7 +79,37 @@ cudaError_t launch(void (*kernel)(Parameters...), const Grid& grid, cudaStream_t
   attribute.val.clusterDim = {unsigned(grid.cluster), 1, 1};
   config.attrs = &attribute;
   config.numAttrs = grid.cluster > 1 ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
+  return f(config);
+}
+
+template <class... Parameters>
+cudaError_t launch(void (*kernel)(Parameters...), const Grid& grid, cudaStream_t stream,
+                   const typename AsGiven<Parameters>::type&... arguments) {
+  return with_config(kernel, grid, stream, [&](const cudaLaunchConfig_t& config) {
+    return cudaLaunchKernelEx(&config, kernel, arguments...);
+  });
+}
+
+// How many clusters of a kernel the GPU holds at once. Processors come in groups, which clusters do not cross: there
+// may be room for fewer than processors / cluster, and those left over would double the time of all.
+template <class Kernel>
+cudaError_t clusters_at_once(Kernel* kernel, const Grid& grid, int* clusters) {
+  int gpu = 0;
+  if (const cudaError_t error = cudaGetDevice(&gpu)) return error;
+  static std::mutex mutex;
+  static std::map<std::tuple<int, const void*, int, std::int64_t, int>, int> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto key =
+      std::make_tuple(gpu, reinterpret_cast<const void*>(kernel), grid.threads, grid.shared_bytes, grid.cluster);
+  if (const auto found = known.find(key); found != known.end()) {
+    *clusters = found->second;
+    return cudaSuccess;
+  }
+  const cudaError_t error = with_config(kernel, grid, nullptr, [&](const cudaLaunchConfig_t& config) {
+    return cudaOccupancyMaxActiveClusters(clusters, kernel, &config);
+  });
+  if (!error) known[key] = *clusters;
+  return error;
 }
 
 template <class Number, class Tile, class Source, class Sink>
@@ -151,6 +195,51 @@ cudaError_t Launch<Number>::multiply(const Rows<Number>& x, const Rows<Number>& 
   return with_tile<Number>(pass.bits, [&](auto tile) {
     return launch_tiles<Number, decltype(tile)>(x, sink, 0, factors, log_n, pass, device, stream);
   });
+}
+
+template <class Number, int kBits, int kTop>
+cudaError_t launch_cluster(const ClusterArgs<Number>& args, const Device& device, cudaStream_t stream, bool* done) {
+  using Sizes = Cluster<Number, kBits, kTop>;
+  const int n_stages = args.stages.last;
+  // Fewer warps, where more leave no room for the coefficients.
+  int warps = Sizes::kMostWarps;
+  while (warps >= kLeastClusterWarps && Sizes::bytes(warps, n_stages) > device.block_bytes) warps /= 2;
+  if (warps < kLeastClusterWarps || device.cluster < Sizes::kBlocks) return cudaSuccess;
+  Grid grid{Sizes::kBlocks, warps * kLanes, Sizes::bytes(warps, n_stages), Sizes::kBlocks};
+  const auto kernel = cluster_kernel<Number, kBits, kTop>;
+  int clusters = 0;
+  if (const cudaError_t error = clusters_at_once(kernel, grid, &clusters)) return error;
+  // Fewer vectors leave warps idle, in which several launches with more blocks are quicker.
+  if (clusters == 0 || args.x.count < std::int64_t(clusters) * warps) return cudaSuccess;
+  grid.blocks = std::int64_t(clusters) * Sizes::kBlocks;
+  *done = true;
+  return launch(kernel, grid, stream, args);
+}
+
+template <class Number>
+cudaError_t Launch<Number>::multiply_in_cluster(const Rows<Number>& x, const Rows<Number>& y, const Number* factors,
+                                                int n_factors, int log_n, const Device& device, cudaStream_t stream,
+                                                bool* done) {
+  *done = false;
+  if constexpr (sizeof(RealOf<Number>) == 4) {
+    constexpr int kBits = resident_tile_bits(sizeof(Number));
+    const ClusterArgs<Number> args{x, y, {factors, log_n, 0, n_factors * log_n}};
+    switch (log_n - (kBits + kLaneBits)) {
+      case 1: return launch_cluster<Number, kBits, 1>(args, device, stream, done);
+      case 2: return launch_cluster<Number, kBits, 2>(args, device, stream, done);
+      case 3: return launch_cluster<Number, kBits, 3>(args, device, stream, done);
+    }
+  }
+  return cudaSuccess;
+}
+
+template <class Number>
+cudaError_t Launch<Number>::backward_clusters(const Run& run, int* clusters) {
+  using Gradient = RowsGradient<Number>;
+  return clusters_at_once(backward_kernel<Number, Rows<Number>, Gradient, RowsGradientSink<Number>>,
+                          {run.blocks, run.groups_per_block * run.threads_per_group,
+                           run.shared_numbers * std::int64_t(sizeof(Number)), run.blocks},
+                          clusters);
 }
 
 template <class Number>

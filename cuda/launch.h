@@ -20,9 +20,16 @@ template <class Number>
 struct Launch {
   static cudaError_t multiply(const Rows<Number>& x, const Rows<Number>& y, const Number* factors, int log_n,
                               const Pass& pass, const Device& device, cudaStream_t stream);
+  // The whole product in one launch of clusters, with `done` false where there is none for its size and the GPU, or it
+  // does not pay.
+  static cudaError_t multiply_in_cluster(const Rows<Number>& x, const Rows<Number>& y, const Number* factors,
+                                         int n_factors, int log_n, const Device& device, cudaStream_t stream,
+                                         bool* done);
   static cudaError_t backward(const Rows<Number>& x, const Rows<Number>& grad, const Rows<Number>& x_grad,
                               const Number* factors, int log_n, const Run& run, int parts, Number* partial,
                               cudaStream_t stream);
+  // Clusters of a run that the GPU holds at once.
+  static cudaError_t backward_clusters(const Run& run, int* clusters);
   static cudaError_t sum(const Number* partial, Number* total, std::int64_t chunks, std::int64_t numbers,
                          cudaStream_t stream);
   // Ten times the compute capability that the code which runs on this GPU was written for.
@@ -55,16 +62,12 @@ struct LaunchPower {
 constexpr std::int64_t kFramesOfChunk = 256;
 inline std::int64_t window_chunks(std::int64_t count) { return (count + kFramesOfChunk - 1) / kFramesOfChunk; }
 
-// Clusters that work on one place in the vector: as many as the GPU holds at once, at most one for each tile.
-inline int backward_parts(const Run& run, std::int64_t tile_rows, int max_threads, int element_bytes,
-                          const Device& device) {
+// Blocks of a run, which is one block, that the GPU holds at once.
+inline int backward_blocks(const Run& run, int max_threads, int element_bytes, const Device& device) {
   const int threads = run.groups_per_block * run.threads_per_group;
   const std::int64_t bytes = std::max<std::int64_t>(run.shared_numbers * element_bytes, 1024);
-  const std::int64_t blocks_of_processor =
-      std::max<std::int64_t>(1, std::min<std::int64_t>(max_threads / threads, device.all_bytes / (bytes + 1024)));
-  const std::int64_t clusters = std::max<std::int64_t>(1, device.processors * blocks_of_processor / run.blocks);
-  const std::int64_t parts = clusters / run.map.tiles_per_vector();
-  return int(std::max<std::int64_t>(1, std::min(parts, tile_rows)));
+  return device.processors *
+         int(std::max<std::int64_t>(1, std::min<std::int64_t>(max_threads / threads, device.all_bytes / (bytes + 1024))));
 }
 
 }  // namespace kaleido_cuda

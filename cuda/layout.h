@@ -75,6 +75,8 @@ struct ConsecutiveTile {
   static constexpr KALEIDO_EVERYWHERE int memory_element(int lane, int h) {
     return (h << kLaneBits) | ((lane ^ (lane << kBits)) & (kLanes - 1));
   }
+  // How far register h is from register 0 in the vector.
+  static constexpr KALEIDO_EVERYWHERE int offset(int h, int) { return h << kLaneBits; }
   // v'[h] = v[h XOR flips(lane)] leads from memory order to register order and back.
   static constexpr KALEIDO_EVERYWHERE int flips(int lane) { return (lane << kBits) >> kLaneBits; }
   static constexpr KALEIDO_EVERYWHERE int memory_register(int reg) { return rotate_right(reg, kLaneBits, kBits); }
@@ -97,6 +99,7 @@ struct StridedTile {
   static constexpr KALEIDO_EVERYWHERE int lane_of(int i, int) { return i & (kLanes - 1); }
   static constexpr KALEIDO_EVERYWHERE int register_of(int i, int, int) { return i >> kLaneBits; }
   static constexpr KALEIDO_EVERYWHERE int memory_element(int lane, int h) { return (h << kLaneBits) | lane; }
+  static constexpr KALEIDO_EVERYWHERE int offset(int h, int low) { return h * (1 << low); }
   static constexpr KALEIDO_EVERYWHERE int flips(int) { return 0; }
   static constexpr KALEIDO_EVERYWHERE int memory_register(int reg) { return reg; }
 };

@@ -213,13 +213,12 @@ struct WarpVectors {
       }
     } else {
       // Not the index of the last time: kept through all the stages, it would take the registers of the vectors.
-      const int start = map.index(tile, Tile::memory_element(forgotten(lane), 0));
-      const int step = Tile::kStrided ? 1 << map.low : kLanes;
+      const int start = forgotten(map.index(tile, Tile::memory_element(forgotten(lane), 0)));
       KALEIDO_UNROLL
       for (int row = 0; row < kRows; ++row) {
         const auto vector = open(first + row);
         KALEIDO_UNROLL
-        for (int h = 0; h < kRegisters; ++h) f(vector, start + h * step, x[row][h]);
+        for (int h = 0; h < kRegisters; ++h) f(vector, start + Tile::offset(h, map.low), x[row][h]);
       }
     }
   }

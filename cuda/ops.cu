@@ -108,6 +108,12 @@ struct Product {
   const Number* data() const { return numbers_of<Number>(factors); }
 
   void multiply(const Rows<Number>& x, const Rows<Number>& y, int first, int last) const {
+    if (first == 0 && last == n_stages()) {
+      bool done;
+      STD_CUDA_CHECK(Launch<Number>::multiply_in_cluster(x, y, data(), int(factors.size(0)), log_n(), gpu.device,
+                                                         gpu.stream, &done));
+      if (done) return;
+    }
     const auto passes = plan_passes(log_n(), first, last, sizeof(Number));
     // Between passes the vectors lie where they end up, if there is room for all of their elements.
     const bool in_place = y.features == n() && y.storage == Storage::same;
@@ -128,8 +134,11 @@ struct Product {
   template <class F>
   void backward_run(const Run& run, std::int64_t count, Number* factors_grad, F&& launch) const {
     const std::int64_t per_tile = run.map.vectors_per_tile();
-    const int parts = backward_parts(run, (count + per_tile - 1) / per_tile, backward_threads<Number>(),
-                                     sizeof(Number), gpu.device);
+    int at_once = backward_blocks(run, backward_threads<Number>(), sizeof(Number), gpu.device);
+    if (run.blocks > 1) STD_CUDA_CHECK(Launch<Number>::backward_clusters(run, &at_once));
+    // Blocks or clusters that share a place in the vector: at most one for each tile.
+    const std::int64_t tile_rows = (count + per_tile - 1) / per_tile, of_place = at_once / run.map.tiles_per_vector();
+    const int parts = int(std::max<std::int64_t>(1, std::min(of_place, tile_rows)));
     const std::int64_t numbers = std::int64_t(run.last - run.first) * 2 * n();
     const Scratch partial(factors_grad ? parts * per_tile * numbers * std::int64_t(sizeof(Number)) : 0, factors);
     STD_CUDA_CHECK(launch(parts, factors_grad ? partial.template as<Number>() : nullptr));

@@ -25,12 +25,18 @@ struct StageBits {
 
 constexpr int kStridedBits = 4;
 
-// kBits of ConsecutiveTile that there are kernels for; the largest by the size of a number.
+// The largest kBits of ConsecutiveTile for which shared memory holds the coefficients of two factors' stages, 8 KiB each.
+constexpr int resident_tile_bits(int element_bytes) { return element_bytes == 16 ? 3 : element_bytes == 8 ? 4 : 5; }
+
+// kBits of ConsecutiveTile that there are kernels for: the smallest that holds a whole vector. Where none does, the
+// smallest that leaves the fewest passes over the bits above, lest coefficients have to come in turns.
 inline int tile_bits(int log_n, int element_bytes) {
   const int most = element_bytes == 16 ? 5 : 6;
-  for (int bits : {kSmallestTileBits, 3, 4, 5, 6})
-    if (bits == most || bits + kLaneBits >= log_n) return bits;
-  return most;
+  const auto windows = [&](int bits) { return (log_n - bits - kLaneBits + kStridedBits - 1) / kStridedBits; };
+  const bool whole = log_n <= most + kLaneBits;
+  int bits = whole ? kSmallestTileBits : resident_tile_bits(element_bytes);
+  while (bits < most && windows(bits) > (whole ? 0 : windows(most))) ++bits;
+  return bits;
 }
 
 // Launches that do the stages first, ..., last - 1: as many stages each as a tile has bits for.

@@ -1,5 +1,5 @@
 // The forward kernel, its threads run one after the other, against the definition of a product of butterfly matrices.
-#include "../../cuda/multiply.h"
+#include "../../cuda/cluster.h"
 
 #include "reference.h"
 #include "simulator.h"
@@ -38,6 +38,30 @@ void check(int log_n, int n_factors, int first, int last, int low, int vectors, 
     row.resize(out_features);
     expect_close(y.data() + std::size_t(v) * out_features, row, "multiply log_n=%d F=%d stages %d..%d low=%d seed=%u",
                  log_n, n_factors, first, last, low, seed);
+  }
+}
+
+// A cluster of blocks, with every warp count and number of factors that a launch may have.
+template <class Number, int kBits, int kTop>
+void check_cluster(int n_factors, int vectors, int in_features, int out_features, int warps, int clusters,
+                   unsigned seed) {
+  using Sizes = Cluster<Number, kBits, kTop>;
+  const int log_n = Sizes::kLogN, n = 1 << log_n, n_stages = n_factors * log_n;
+  Random random(seed + 1);
+  const auto factors = random.numbers<Number>(std::size_t(n_stages) * 2 * n);
+  const auto x = random.numbers<Number>(std::size_t(vectors) * (in_features + 3));
+  std::vector<Number> y(std::size_t(vectors) * out_features, from_real<Number>(NAN));
+  const Rows<Number> in{const_cast<Number*>(x.data()), in_features + 3, in_features, vectors, Storage::same};
+  const Rows<Number> out{y.data(), out_features, out_features, vectors, Storage::same};
+  const ClusterArgs<Number> args{in, out, {factors.data(), log_n, 0, n_stages}};
+  simulator::launch(clusters, Sizes::kBlocks, warps * kLanes, std::size_t(Sizes::bytes(warps, n_stages)), seed,
+                    [&](simulator::Block& block) { multiply_in_cluster<Number, kBits, kTop>(args, block); });
+  for (int v = 0; v < vectors; ++v) {
+    auto row = padded(x.data() + std::size_t(v) * (in_features + 3), in_features, n);
+    run_stages(args.stages, row);
+    row.resize(out_features);
+    expect_close(y.data() + std::size_t(v) * out_features, row, "cluster log_n=%d F=%d warps=%d seed=%u", log_n,
+                 n_factors, warps, seed);
   }
 }
 
@@ -126,5 +150,14 @@ int main() {
   check_number<Complex<double>>();
   check<float, ConsecutiveTile<6>>(11, 2, 0, 22, 0, 3, 2048, 2048, 8, 1, 0);
   check<Complex<float>, ConsecutiveTile<6>>(11, 2, 0, 22, 0, 2, 2048, 2048, 8, 1, 0);
+  for (unsigned seed : {0u, 1u, 2u}) {
+    check_cluster<float, 5, 2>(2, 37, 4096, 4096, 2, 2, seed);  // three rounds, the last in part
+    check_cluster<float, 5, 1>(1, 9, 2000, 1500, 1, 1, seed);
+    check_cluster<float, 5, 3>(3, 5, 8000, 8192, 1, 1, seed);
+    check_cluster<Complex<float>, 4, 1>(2, 9, 1000, 1024, 2, 1, seed);
+    check_cluster<Complex<float>, 4, 3>(4, 9, 4096, 4096, 1, 2, seed);
+    check_cluster<double, 3, 2>(2, 20, 1024, 1000, 2, 1, seed);
+    check_cluster<Complex<double>, 2, 1>(3, 20, 256, 256, 2, 1, seed);
+  }
   return report();
 }

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <map>
 #include <memory>
@@ -48,11 +49,21 @@ class Fibers {
     if (_setjmp(self.resume) == 0) _longjmp(back_, 1);
   }
 
+  // The calling fiber waits until ready().
+  void wait_for(const std::function<bool()>& ready) {
+    Fiber& self = fibers_[current_];
+    self.ready = &ready;
+    while (!ready())
+      if (_setjmp(self.resume) == 0) _longjmp(back_, 1);
+    self.ready = nullptr;
+  }
+
  private:
   // On its own, because getcontext, like setjmp, may return twice.
   __attribute__((noinline)) void prepare(int i) {
     Fiber& f = fibers_[i];
     f.begun = f.done = f.waiting = false;
+    f.ready = nullptr;
     getcontext(&f.context);
     f.context.uc_stack.ss_sp = stack(i);
     f.context.uc_stack.ss_size = kStack;
@@ -66,7 +77,7 @@ class Fibers {
     for (int i : order_) {
       if (fibers_[i].done) continue;
       any = true;
-      if (fibers_[i].waiting) continue;
+      if (fibers_[i].waiting || (fibers_[i].ready && !(*fibers_[i].ready)())) continue;
       progress = true;
       resume(i);
     }
@@ -95,6 +106,7 @@ class Fibers {
     ucontext_t context;
     jmp_buf resume;
     bool begun = false, done = false, waiting = false;
+    const std::function<bool()>* ready = nullptr;  // what it waits for
   };
   static void enter(unsigned low, unsigned high, int index) {
     Fibers* self = reinterpret_cast<Fibers*>(std::uintptr_t(low) | std::uintptr_t(high) << 32);
@@ -130,6 +142,14 @@ class Block {
   void sync();
   void sync_warp();
   void sync_cluster();
+  void begin_barrier(std::uint64_t* barrier, int count);
+  void arrive_and_expect(std::uint64_t* barrier, int bytes);
+  void arrive(std::uint64_t* barrier, int rank);
+  void wait(std::uint64_t* barrier, int phase);
+  using Address = char*;
+  Address address_of(const void* pointer, int rank) const;
+  template <class T>
+  void put(Address to, const T& value, Address barrier);
   float shuffle_xor(float x, int mask) { return shuffle(x, mask); }
   double shuffle_xor(double x, int mask) { return shuffle(x, mask); }
   template <class T>
@@ -187,6 +207,59 @@ inline void Block::sync_warp() {
   cluster_.fibers.wait(fiber_of(rank_, first), std::min(kWarp, cluster_.threads - first));
 }
 inline void Block::sync_cluster() { cluster_.fibers.wait(0, cluster_.blocks * cluster_.threads); }
+// A barrier in shared memory.
+struct Barrier {
+  std::uint8_t count, arrived;
+  std::uint16_t phase;
+  std::int32_t awaited;  // bytes that are expected, less those that have come
+
+  static Barrier of(const void* place) {
+    Barrier barrier;
+    std::memcpy(&barrier, place, sizeof(barrier));
+    return barrier;
+  }
+  void store(void* place) {
+    if (arrived == count && awaited == 0) {
+      arrived = 0;
+      phase ^= 1;
+    }
+    std::memcpy(place, this, sizeof(*this));
+  }
+};
+static_assert(sizeof(Barrier) == sizeof(std::uint64_t));
+inline void Block::begin_barrier(std::uint64_t* barrier, int count) {
+  Barrier{std::uint8_t(count), 0, 0, 0}.store(barrier);
+}
+inline void Block::arrive_and_expect(std::uint64_t* barrier, int bytes) {
+  Barrier now = Barrier::of(barrier);
+  ++now.arrived;
+  now.awaited += bytes;
+  now.store(barrier);
+}
+inline void Block::arrive(std::uint64_t* barrier, int rank) {
+  std::uint64_t* there = of_rank(barrier, rank);
+  Barrier now = Barrier::of(there);
+  ++now.arrived;
+  now.store(there);
+}
+inline void Block::wait(std::uint64_t* barrier, int phase) {
+  cluster_.fibers.wait_for([=] { return Barrier::of(barrier).phase != phase; });
+}
+inline Block::Address Block::address_of(const void* pointer, int rank) const {
+  return of_rank(static_cast<char*>(const_cast<void*>(pointer)), rank);
+}
+template <class T>
+void Block::put(Address to, const T& value, Address barrier) {
+  static_assert(sizeof(T) == 16);
+  if (reinterpret_cast<std::uintptr_t>(to) % 16) {
+    std::fprintf(stderr, "16 bytes put to an address that is not a multiple of 16\n");
+    std::abort();
+  }
+  std::memcpy(to, &value, sizeof(value));
+  Barrier now = Barrier::of(barrier);
+  now.awaited -= int(sizeof(value));
+  now.store(barrier);
+}
 template <class T>
 T Block::shuffle(T x, int mask) {
   cluster_.exchanged[fiber_] = double(x);

@@ -63,6 +63,22 @@ def test_values_and_gradients(log_n: int, n_factors: int, pair: tuple[torch.dtyp
         assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("log_n", "dtype"),
+    [*((k, torch.float32) for k in (11, 12, 13, 14)), *((k, torch.complex64) for k in (10, 11, 12, 13))],
+    ids=str,
+)
+@pytest.mark.parametrize("n_factors", [1, 2, 3])
+def test_many_long_vectors(n_factors: int, log_n: int, dtype: torch.dtype) -> None:
+    """Enough of them for the launches in which clusters of blocks divide each vector, where the GPU has clusters."""
+    torch.manual_seed(0)
+    n, vectors = 1 << log_n, 37 if SIMULATED else 3001
+    x, factors = torch.randn(vectors, n - 3, dtype=dtype, device=DEVICE), random_factors(n_factors, n, dtype)
+    y = torch.ops.kaleido_audio.butterfly(x, factors, n - 5)
+    assert_near(y, multiply_by_stages(x, factors)[..., : n - 5], torch.float32)
+    assert torch.equal(torch.ops.kaleido_audio.butterfly(x, factors, n - 5), y)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_rounds_once(dtype: torch.dtype) -> None:
     torch.manual_seed(0)

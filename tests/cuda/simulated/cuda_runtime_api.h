@@ -88,6 +88,19 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel*) {
   return cudaSuccess;
 }
 
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+// One more than would fit, as on a GPU that is divided less well than it is here.
+template <class Kernel>
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel*, const cudaLaunchConfig_t* config) {
+  const unsigned cluster = config->numAttrs ? config->attrs[0].val.clusterDim.x : 1;
+  *clusters = simulator::properties().processors / int(cluster) + 1;
+  return cudaSuccess;
+}
+
 inline cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t) {
   if (bytes) std::memset(to, value, bytes);
   return cudaSuccess;
