@@ -5,8 +5,11 @@
 // x, the incoming gradient and the outgoing one passes through the GPU's memory, no sum is shared by two threads, and
 // every sum adds its terms in the order of the vectors: the same bits in every run.
 //
-// With k the number of a group and G that of all, in step t group k does forwards tile t - k and backwards tile
-// t - (2 G - 2 - k). Neighbouring blocks of a cluster divide the groups among themselves.
+// In step t group k, which begins d(k) steps after the first, does forwards tile t - d(k) and backwards tile
+// t - (2 D - d(k)), where D is the last group's delay. Blocks of a cluster divide the groups among themselves, the last
+// blocks as many as fit. Each group begins a step after the one before it, and `handover` more where that is in another
+// block: so much later may come what one block sends to the next, without anyone waiting for it. No block begins a step
+// before its neighbours have ended the one `handover` steps before the last.
 #pragma once
 
 #include "multiply.h"
@@ -28,8 +31,9 @@ struct Group {
   int first, last;  // numbers of its stages, first, ..., last - 1, all of one factor
   int position;     // lowest local index bit in registers
   int up;           // whether strides increase
-  int x_offset, x_depth;  // ring of tiles in shared memory for its inputs, in numbers and tiles
-  int grad_offset;        // ring of two tiles for the gradients of its outputs
+  int delay;        // steps after the first group
+  int x_offset, x_end;  // ring of tiles in shared memory for its inputs, in bytes
+  int grad_offset, grad_mask;  // ring for the gradients of its outputs, and its tiles, a power of two, less one
 };
 constexpr int kMaxGroups = 64;
 
@@ -45,6 +49,8 @@ struct BackwardArgs {
   int n_groups;
   int groups_per_block;
   int threads_per_group;  // a power of two, and at least a warp
+  int handover;
+  int barriers;          // where they are in shared memory, in a cluster
   Number* partial;       // (parts * vectors_per_tile, stages.last - stages.first, 2, n): sums of gradients, or null
   Group groups[kMaxGroups];
 };
@@ -56,10 +62,12 @@ struct GroupThread {
   static constexpr int kBytes = sizeof(Number);
   using Args = BackwardArgs<Number, Source, Gradient, Sink>;
 
+  using Address = typename Block::Address;
+
   const Args& args;
   Block& block;
   const int k, tile, part;
-  int places[kElements];  // of this thread's elements in a tile in shared memory, in bytes
+  Address places[kElements];  // of this thread's elements in a tile at the beginning of shared memory
   Number diagonal[kStages][kElements], off_diagonal[kStages][kElements];
   Number diagonal_grad[kStages][kElements], off_diagonal_grad[kStages][kElements];
 
@@ -73,7 +81,8 @@ struct GroupThread {
     KALEIDO_UNROLL
     for (int b = 0; b < kStages; ++b) local.steps[b] = swizzle<kBytes>(local.steps[b]);
     KALEIDO_UNROLL
-    for (int e = 0; e < kElements; ++e) places[e] = forgotten(local(e) * kBytes);  // not to be computed in every step
+    for (int e = 0; e < kElements; ++e)  // not to be computed in every step
+      places[e] = forgotten(block.address(block.shared()) + local(e) * kBytes);
   }
 
   // Read and computed anew each time: kept, they would take the registers of the coefficients.
@@ -224,97 +233,150 @@ struct GroupThread {
     args.grad.visit([&](auto open) { for_each(j, open, [&](auto vector, int i, int e) { grad[e] = vector(i); }); });
   }
 
-  // Tiles in shared memory are told by where they begin, in numbers. That of tile number j in a group's ring of two:
-  KALEIDO_DEVICE int grad_tile(int of, int j) const { return args.groups[of].grad_offset + (j & 1) * tile_size(); }
-  // The tile after `at` in a group's ring for its inputs.
-  KALEIDO_DEVICE int next_x_tile(int of, int at) const {
-    const Group& group = args.groups[of];
-    const int next = at + tile_size();
-    return next < group.x_offset + group.x_depth * tile_size() ? next : group.x_offset;
-  }
-  static KALEIDO_DEVICE Number& at_byte(char* tile, int place) { return *reinterpret_cast<Number*>(tile + place); }
+  // Tiles in shared memory are told by where they begin, in bytes.
   KALEIDO_DEVICE void get(int at, Number* x) const {
-    char* from = block.shared() + at * kBytes;
+    const int from = block.uniform(at);
     KALEIDO_UNROLL
-    for (int e = 0; e < kElements; ++e) x[e] = at_byte(from, places[e]);
+    for (int e = 0; e < kElements; ++e) x[e] = block.load(places[e] + from, Number{});
   }
-  // Into a tile of block `rank` of the cluster.
-  KALEIDO_DEVICE void put(int rank, int at, const Number* x) const {
-    char* to = block.shared() + at * kBytes;
-    if (rank == block.rank()) {
-      KALEIDO_UNROLL
-      for (int e = 0; e < kElements; ++e) at_byte(to, places[e]) = x[e];
-    } else {
-      to = block.of_rank(to, rank);
-      KALEIDO_UNROLL
-      for (int e = 0; e < kElements; ++e) at_byte(to, places[e]) = x[e];
-    }
+  KALEIDO_DEVICE void put(int at, const Number* x) const {
+    const int to = block.uniform(at);
+    KALEIDO_UNROLL
+    for (int e = 0; e < kElements; ++e) block.store(places[e] + to, x[e]);
+  }
+  // Into a tile of another block, whose barrier is told.
+  KALEIDO_DEVICE void send(int rank, int at, const Number* x, Address barrier) const {
+    const int to = block.uniform(at);
+    const Address told = block.in_block(rank, barrier);
+    KALEIDO_UNROLL
+    for (int e = 0; e < kElements; ++e) block.put(block.in_block(rank, places[e] + to), x[e], told);
   }
 };
 
-// One step is over for the whole pipeline.
+// A ring of tiles in shared memory.
+struct Ring {
+  int begin, end, tile;  // in bytes
+  KALEIDO_DEVICE int after(int at) const { return at + tile < end ? at + tile : begin; }
+};
+
+// What the blocks of a cluster tell each other. Of four barriers of a kind, each is for every fourth tile or step:
+// what is told ahead of time is at most three further.
+constexpr int kTurns = 4;
+constexpr int kNeighbourKinds = 4;
+constexpr int kNeighbourBytes = kNeighbourKinds * kTurns * 8;
 template <class Block>
-KALEIDO_DEVICE void end_step(Block& block) {
-  if (block.cluster_size() > 1)
+struct Neighbours {
+  using Address = typename Block::Address;
+  enum Kind { inputs, gradients, before, behind };  // tiles that have come; steps that the block there has ended
+
+  Block& block;
+  const int offset, rank, last;
+
+  KALEIDO_DEVICE Address barrier(Kind kind, int turn) const {
+    return block.address(block.shared()) + (offset + (kind * kTurns + (turn & (kTurns - 1))) * 8);
+  }
+  KALEIDO_DEVICE static int phase(int turn) { return int(unsigned(turn) / kTurns & 1); }
+  KALEIDO_DEVICE void begin() const {
+    if (block.thread() < kNeighbourKinds * kTurns)
+      block.begin_barrier(barrier(Kind(block.thread() / kTurns), block.thread() % kTurns), 1);
     block.sync_cluster();
-  else
-    block.sync();
-}
+  }
+  // Until tile j has come, of so many bytes; one of the threads that wait is to say so.
+  KALEIDO_DEVICE void await(Kind kind, int j, int bytes, bool says) const {
+    if (says) block.arrive_and_expect(barrier(kind, j), bytes);
+    block.wait(barrier(kind, j), phase(j));
+  }
+  KALEIDO_DEVICE void await_step(Kind kind, int step) const {
+    if (step >= 0) block.wait(barrier(kind, step), phase(step));
+  }
+  KALEIDO_DEVICE void tell_step(int step) const {
+    if (block.thread() != 0) return;
+    if (rank > 0) block.arrive(block.in_block(rank - 1, barrier(behind, step)));
+    if (rank < last) block.arrive(block.in_block(rank + 1, barrier(before, step)));
+  }
+};
 
 template <class Number, class Source, class Gradient, class Sink, class Block>
 KALEIDO_DEVICE void backward_tiles(const BackwardArgs<Number, Source, Gradient, Sink>& args, Block& block) {
   using Thread = GroupThread<Number, Source, Gradient, Sink, Block>;
+  using Between = Neighbours<Block>;
   const int group_of_block = block.uniform(block.thread() / args.threads_per_group);
-  const int k = block.rank() * args.groups_per_block + group_of_block;
-  const bool idle = k >= args.n_groups || block.thread() >= args.groups_per_block * args.threads_per_group;
-  Thread thread(args, block, idle ? 0 : k);
+  const int n_groups = args.n_groups, blocks = block.cluster_size(), rank = block.rank();
+  const int number = n_groups - (blocks - rank) * args.groups_per_block + group_of_block;
+  const bool idle = number < 0 || group_of_block >= args.groups_per_block;
+  const int k = idle ? 0 : number;
+  Thread thread(args, block, k);
   thread.load_coefficients();
   const int tiles = int((args.tile_rows - thread.part + args.parts - 1) / args.parts);  // of this part
-  const int n_groups = args.n_groups;
-  const bool is_first = k == 0, is_last = k == n_groups - 1;
+  const bool is_first = !idle && k == 0, is_last = !idle && k == n_groups - 1;
+  // Whether the groups before and after this one are in other blocks.
+  const bool from_block = !idle && !is_first && group_of_block == 0;
+  const bool to_block = !idle && !is_last && group_of_block == args.groups_per_block - 1;
+  const Between between{block, args.barriers, rank, blocks - 1};
+  if (blocks > 1) between.begin();
+
   // What comes from the GPU's memory is asked for a step ahead.
   Number ahead[Thread::kElements];
-  if (!idle && tiles > 0) {
+  if (tiles > 0) {
     if (is_first && !is_last) thread.load_x(0, ahead);
     if (is_last) thread.load_grad(0, ahead);
   }
+  const int tile = thread.tile_size() * Thread::kBytes;
+  // Of the group `away` from this one. Read anew each time: kept, they would take the registers of the coefficients.
+  const auto group = [&](int away) -> const Group& { return args.groups[forgotten(k) + away]; };
+  const auto inputs_of = [&](int away) { return Ring{group(away).x_offset, group(away).x_end, tile}; };
+  const auto grad_at = [&](int away, int j) { return group(away).grad_offset + (j & group(away).grad_mask) * tile; };
+  const bool says = (block.thread() & (args.threads_per_group - 1)) == 0;
+  const int delay = args.groups[k].delay, all = 2 * args.groups[n_groups - 1].delay;
   // Where the group's next input is, that of the group after it, and that whose gradient comes next.
-  int x_at = thread.group().x_offset, next_at = is_last || idle ? 0 : args.groups[k + 1].x_offset, back_at = x_at;
-  for (int step = 0; step < tiles + 2 * n_groups - 2; ++step) {
-    const int onward = step - k, back = step - (2 * n_groups - 2 - k);
+  int x_at = inputs_of(0).begin, next_at = is_last ? 0 : inputs_of(1).begin, back_at = x_at;
+  for (int step = 0; step < tiles + all; ++step) {
+    if (from_block) between.await_step(Between::before, step - 1 - args.handover);
+    if (to_block) between.await_step(Between::behind, step - 1 - args.handover);
+    const int onward = step - delay, back = step - (all - delay);
     if (!idle && !is_last && 0 <= onward && onward < tiles) {
       Number x[Thread::kElements];
       if (is_first) {
-        thread.put(block.rank(), x_at, ahead);
+        thread.put(x_at, ahead);
         if (onward + 1 < tiles) thread.load_x(onward + 1, ahead);
       }
+      if (from_block) between.await(Between::inputs, onward, tile, says);
       thread.get(x_at, x);
-      x_at = thread.next_x_tile(k, x_at);
+      x_at = inputs_of(0).after(x_at);
       thread.forward(x);
-      thread.put(block.rank() + (group_of_block + 1 == args.groups_per_block), next_at, x);
-      next_at = thread.next_x_tile(k + 1, next_at);
+      if (to_block)
+        thread.send(rank + 1, next_at, x, between.barrier(Between::inputs, onward));
+      else
+        thread.put(next_at, x);
+      next_at = inputs_of(1).after(next_at);
     }
     if (!idle && 0 <= back && back < tiles) {
       Number x[Thread::kElements], grad[Thread::kElements];
+      if (is_last && from_block) between.await(Between::inputs, back, tile, says);
       if (n_groups == 1)
         thread.load_x(back, x);
       else
         thread.get(back_at, x);
-      back_at = thread.next_x_tile(k, back_at);
+      back_at = inputs_of(0).after(back_at);
       if (is_last) {
-        thread.put(block.rank(), thread.grad_tile(k, back), ahead);
+        thread.put(grad_at(0, back), ahead);
         if (back + 1 < tiles) thread.load_grad(back + 1, ahead);
       }
-      thread.get(thread.grad_tile(k, back), grad);
+      if (to_block) between.await(Between::gradients, back, tile, says);
+      thread.get(grad_at(0, back), grad);
       thread.backward(x, grad, is_last);
       if (is_first)
         args.x_grad.store(thread, back, grad);
+      else if (from_block)
+        thread.send(rank - 1, grad_at(-1, back), grad, between.barrier(Between::gradients, back));
       else
-        thread.put(block.rank() - (group_of_block == 0), thread.grad_tile(k - 1, back), grad);
+        thread.put(grad_at(-1, back), grad);
     }
-    end_step(block);
+    block.sync();
+    if (blocks > 1) between.tell_step(step);
   }
   if (!idle) thread.store_gradients();
+  if (blocks > 1) block.sync_cluster();  // while others may still tell something, shared memory has to stay
 }
 
 // The gradient of the outputs as it is.

@@ -20,8 +20,47 @@ struct Block {
     extern __shared__ __align__(128) char memory[];
     return memory;
   }
-  // x, which is the same for all threads of a warp.
-  __device__ __forceinline__ int uniform(int x) const { return __shfl_sync(~0u, x, 0); }
+  // x, which is the same for all threads of a warp, in a register of the warp's: an address plus that costs nothing.
+  __device__ __forceinline__ int uniform(int x) const { return int(__reduce_or_sync(~0u, unsigned(x))); }
+
+  // Places in shared memory, of this block or of another one of its cluster, in bytes.
+  using Address = unsigned;
+  __device__ __forceinline__ Address address(const void* shared) const {
+    return Address(__cvta_generic_to_shared(shared));
+  }
+  __device__ __forceinline__ float load(Address from, float) const {
+    float x;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(from) : "memory");
+    return x;
+  }
+  __device__ __forceinline__ double load(Address from, double) const {
+    double x;
+    asm volatile("ld.shared.f64 %0, [%1];" : "=d"(x) : "r"(from) : "memory");
+    return x;
+  }
+  __device__ __forceinline__ Complex<float> load(Address from, Complex<float>) const {
+    Complex<float> z;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(z.re), "=f"(z.im) : "r"(from) : "memory");
+    return z;
+  }
+  __device__ __forceinline__ Complex<double> load(Address from, Complex<double>) const {
+    Complex<double> z;
+    asm volatile("ld.shared.v2.f64 {%0, %1}, [%2];" : "=d"(z.re), "=d"(z.im) : "r"(from) : "memory");
+    return z;
+  }
+  __device__ __forceinline__ void store(Address to, float x) const {
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(x) : "memory");
+  }
+  __device__ __forceinline__ void store(Address to, double x) const {
+    asm volatile("st.shared.f64 [%0], %1;" ::"r"(to), "d"(x) : "memory");
+  }
+  __device__ __forceinline__ void store(Address to, Complex<float> z) const {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(z.re), "f"(z.im) : "memory");
+  }
+  __device__ __forceinline__ void store(Address to, Complex<double> z) const {
+    asm volatile("st.shared.v2.f64 [%0], {%1, %2};" ::"r"(to), "d"(z.re), "d"(z.im) : "memory");
+  }
+
   __device__ __forceinline__ void sync() const { __syncthreads(); }
   __device__ __forceinline__ void sync_warp() const { __syncwarp(); }
 
@@ -36,29 +75,28 @@ struct Block {
   __device__ __forceinline__ int rank() const { return int(cooperative_groups::this_cluster().block_rank()); }
   __device__ __forceinline__ int cluster_size() const { return int(cooperative_groups::this_cluster().num_blocks()); }
   __device__ __forceinline__ void sync_cluster() const { cooperative_groups::this_cluster().sync(); }
-  // The same place in the shared memory of another block of the cluster.
-  template <class T>
-  __device__ __forceinline__ T* of_rank(T* pointer, int of) const {
-    return of == rank() ? pointer : cooperative_groups::this_cluster().map_shared_rank(pointer, of);
+  // The same place in another block of the cluster.
+  __device__ __forceinline__ Address in_block(int of, Address place) const {
+    Address there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(place), "r"(of));
+    return there;
   }
-
-  // A barrier in shared memory (mbarrier) whose phase, which is 0 or 1, ends when `count` lanes have arrived and what
-  // they expect has come: used after the next sync_cluster().
-  __device__ __forceinline__ void begin_barrier(std::uint64_t* barrier, int count) const {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address_of(barrier)), "r"(count) : "memory");
+  // A barrier of 8 bytes (mbarrier) whose phase, which is 0 or 1, ends when `count` threads have arrived and what they
+  // expect has come: used after the next sync_cluster().
+  __device__ __forceinline__ void begin_barrier(Address barrier, int count) const {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
-  // One of those lanes, which expects so many bytes to be put before the phase ends.
-  __device__ __forceinline__ void arrive_and_expect(std::uint64_t* barrier, int bytes) const {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address_of(barrier)), "r"(bytes)
-                 : "memory");
+  // One of those threads, which expects so many bytes to be put before the phase ends.
+  __device__ __forceinline__ void arrive_and_expect(Address barrier, int bytes) const {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
   }
-  // At that barrier of a block of the cluster: what the lane has read may be overwritten.
-  __device__ __forceinline__ void arrive(std::uint64_t* barrier, int of) const {
-    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address_of(barrier, of)) : "memory");
+  // At any block's barrier: what the thread has read may be overwritten.
+  __device__ __forceinline__ void arrive(Address barrier) const {
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
   }
   // Until that phase of this block's barrier has ended; that before the first has.
-  __device__ __forceinline__ void wait(std::uint64_t* barrier, int phase) const {
+  __device__ __forceinline__ void wait(Address barrier, int phase) const {
     int ended = 0;
     while (!ended)
       asm volatile(
@@ -68,40 +106,39 @@ struct Block {
           "selp.b32 %0, 1, 0, ended;\n"
           "}"
           : "=r"(ended)
-          : "r"(address_of(barrier)), "r"(phase)
+          : "r"(barrier), "r"(phase)
           : "memory");
   }
-  // Places in shared memory of the blocks of a cluster, in bytes.
-  using Address = unsigned;
-  __device__ __forceinline__ Address address_of(const void* pointer, int of) const {
-    Address there;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address_of(pointer)), "r"(of));
-    return there;
-  }
-  // 16 bytes, and tells so to the barrier of the same block (st.async).
+  // Writes x to any block, and tells so to that barrier of the same block (st.async).
   template <class T>
-  __device__ __forceinline__ void put(Address to, const T& value, Address barrier) const {
-    static_assert(sizeof(T) == 16);
-    unsigned words[4];
-    memcpy(words, &value, sizeof(words));
-    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
-                     to),
-                 "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]), "r"(barrier)
-                 : "memory");
-  }
-
- private:
-  static __device__ __forceinline__ unsigned address_of(const void* pointer) {
-    return unsigned(__cvta_generic_to_shared(pointer));
+  __device__ __forceinline__ void put(Address to, const T& x, Address barrier) const {
+    constexpr int kWords = sizeof(T) / 4;
+    static_assert(kWords == 1 || kWords == 2 || kWords == 4);
+    unsigned w[kWords];
+    memcpy(w, &x, sizeof(w));
+#define KALEIDO_PUT "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes"
+    if constexpr (kWords == 1)
+      asm volatile(KALEIDO_PUT ".b32 [%0], %1, [%2];" ::"r"(to), "r"(w[0]), "r"(barrier) : "memory");
+    else if constexpr (kWords == 2)
+      asm volatile(KALEIDO_PUT ".v2.b32 [%0], {%1, %2}, [%3];" ::"r"(to), "r"(w[0]), "r"(w[1]), "r"(barrier)
+                   : "memory");
+    else
+      asm volatile(KALEIDO_PUT ".v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]),
+                   "r"(w[3]), "r"(barrier)
+                   : "memory");
+#undef KALEIDO_PUT
   }
 #else  // no clusters
   __device__ __forceinline__ int rank() const { return 0; }
   __device__ __forceinline__ int cluster_size() const { return 1; }
   __device__ __forceinline__ void sync_cluster() const {}
+  __device__ __forceinline__ Address in_block(int, Address place) const { return place; }
+  __device__ __forceinline__ void begin_barrier(Address, int) const {}
+  __device__ __forceinline__ void arrive_and_expect(Address, int) const {}
+  __device__ __forceinline__ void arrive(Address) const {}
+  __device__ __forceinline__ void wait(Address, int) const {}
   template <class T>
-  __device__ __forceinline__ T* of_rank(T* pointer, int) const {
-    return pointer;
-  }
+  __device__ __forceinline__ void put(Address, const T&, Address) const {}
 #endif
 };
 

@@ -71,9 +71,9 @@ struct ClusterWarp {
   KALEIDO_DEVICE explicit ClusterWarp(Block& block)
       : block(block), lane(block.thread() % kLanes), warp(block.thread() / kLanes), rank(block.rank()) {}
 
-  // Of this warp in every block: that a row has come, and that all have taken theirs.
-  KALEIDO_DEVICE std::uint64_t* full() const { return reinterpret_cast<std::uint64_t*>(block.shared()) + 2 * warp; }
-  KALEIDO_DEVICE std::uint64_t* taken() const { return full() + 1; }
+  // Barriers of this warp in every block: that a row has come, and that all have taken theirs.
+  KALEIDO_DEVICE auto full() const { return block.address(block.shared()) + 16 * warp; }
+  KALEIDO_DEVICE auto taken() const { return full() + 8; }
   // Where a row comes: group g of the element i whose five low bits are those of `column` is at [g * kLanes + column].
   KALEIDO_DEVICE Group* part() const {
     return reinterpret_cast<Group*>(block.shared() + Sizes::kBarrierBytes + warp * Sizes::kPartBytes);
@@ -93,7 +93,7 @@ struct ClusterWarp {
     block.wait(full(), phase);
     get();
     block.sync_warp();
-    if (lane < kBlocks) block.arrive(taken(), lane);
+    if (lane < kBlocks) block.arrive(block.in_block(lane, taken()));
     phase ^= 1;
   }
 
@@ -122,14 +122,14 @@ struct ClusterWarp {
         KALEIDO_UNROLL
         for (int place = 0; place < kBlocks; ++place) {
           const int to = forgotten(place);
-          const auto group_at = block.address_of(part() + rank * kOfPlace * kLanes + lane, to);
-          const auto barrier = block.address_of(full(), to);
+          const auto groups_at = block.in_block(to, block.address(part() + rank * kOfPlace * kLanes + lane));
+          const auto barrier = block.in_block(to, full());
           KALEIDO_UNROLL
           for (int g = 0; g < kOfPlace; ++g) {
             Group group;
             KALEIDO_UNROLL
             for (int k = 0; k < kNumbers; ++k) group.numbers[k] = columns.x[row][(place * kOfPlace + g) * kNumbers + k];
-            block.put(group_at + g * kLanes * int(sizeof(Group)), group, barrier);
+            block.put(groups_at + g * kLanes * int(sizeof(Group)), group, barrier);
           }
         }
       };
@@ -164,7 +164,7 @@ struct ClusterWarp {
         KALEIDO_UNROLL
         for (int place = 0; place < kBlocks; ++place) {
           const int to = place ^ groups / kOfPlace;
-          const auto groups_at = block.address_of(base, to), barrier = block.address_of(full(), to);
+          const auto groups_at = block.in_block(to, block.address(base)), barrier = block.in_block(to, full());
           KALEIDO_UNROLL
           for (int g = 0; g < kOfPlace; ++g) {
             Group group;

@@ -176,13 +176,14 @@ cudaError_t launch_backward(const Source& x, const Gradient& grad, const Rows<Nu
                                                     int(run.groups.size()),
                                                     run.groups_per_block,
                                                     run.threads_per_group,
+                                                    run.handover,
+                                                    run.barriers,
                                                     partial,
                                                     {}};
   std::copy(run.groups.begin(), run.groups.end(), args.groups);
-  const std::int64_t bytes = run.shared_numbers * sizeof(Number);
   return launch(backward_kernel<Number, Source, Gradient, Sink>,
                 {std::int64_t(run.map.tiles_per_vector()) * parts * run.blocks,
-                 run.groups_per_block * run.threads_per_group, bytes, run.blocks},
+                 run.groups_per_block * run.threads_per_group, run.shared_bytes, run.blocks},
                 stream, args);
 }
 
@@ -237,8 +238,7 @@ template <class Number>
 cudaError_t Launch<Number>::backward_clusters(const Run& run, int* clusters) {
   using Gradient = RowsGradient<Number>;
   return clusters_at_once(backward_kernel<Number, Rows<Number>, Gradient, RowsGradientSink<Number>>,
-                          {run.blocks, run.groups_per_block * run.threads_per_group,
-                           run.shared_numbers * std::int64_t(sizeof(Number)), run.blocks},
+                          {run.blocks, run.groups_per_block * run.threads_per_group, run.shared_bytes, run.blocks},
                           clusters);
 }
 

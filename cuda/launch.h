@@ -63,11 +63,10 @@ constexpr std::int64_t kFramesOfChunk = 256;
 inline std::int64_t window_chunks(std::int64_t count) { return (count + kFramesOfChunk - 1) / kFramesOfChunk; }
 
 // Blocks of a run, which is one block, that the GPU holds at once.
-inline int backward_blocks(const Run& run, int max_threads, int element_bytes, const Device& device) {
+inline int backward_blocks(const Run& run, int max_threads, const Device& device) {
   const int threads = run.groups_per_block * run.threads_per_group;
-  const std::int64_t bytes = std::max<std::int64_t>(run.shared_numbers * element_bytes, 1024);
-  return device.processors *
-         int(std::max<std::int64_t>(1, std::min<std::int64_t>(max_threads / threads, device.all_bytes / (bytes + 1024))));
+  const std::int64_t of_memory = device.all_bytes / (std::max(run.shared_bytes, 1024) + 1024);
+  return device.processors * int(std::max<std::int64_t>(1, std::min<std::int64_t>(max_threads / threads, of_memory)));
 }
 
 }  // namespace kaleido_cuda

@@ -65,7 +65,8 @@ struct Run {
   TileMap map;
   int first, last;
   int groups_per_block, blocks, threads_per_group;
-  std::int64_t shared_numbers;  // of a block
+  int handover;
+  int shared_bytes, barriers;  // of a block, and where in them
   std::vector<Group> groups;
 };
 
@@ -78,22 +79,34 @@ struct BackwardLimits {
 constexpr int kLeastThreads = 256;  // of a block whose run is longer for it
 constexpr int kBackwardTileBits = 9;  // of tiles that are not a whole vector, and of tiles of several vectors
 
-// The places of the rings in shared memory; false if they do not fit.
+// The delays of the groups and the places of their rings in shared memory; false if they do not fit.
 inline bool place_rings(Run& run, const BackwardLimits& limits) {
-  const int n_groups = int(run.groups.size());
-  run.shared_numbers = 0;
-  std::int64_t used = 0;
-  for (int k = 0; k < n_groups; ++k) {
-    if (k % run.groups_per_block == 0) used = 0;
+  const int count = int(run.groups.size());
+  const auto block_of = [&](int k) { return run.blocks - 1 - (count - 1 - k) / run.groups_per_block; };
+  const auto in_one_block = [&](int k) { return k == 0 || block_of(k - 1) == block_of(k); };  // with the one before
+  for (int k = 0; k < count; ++k)
+    run.groups[k].delay = k == 0 ? 0 : run.groups[k - 1].delay + 1 + (in_one_block(k) ? 0 : run.handover);
+  // A ring holds a tile from the step in which it is put there to that in which it is needed for the last time. What
+  // comes from another block may be put `handover` steps early and needed as much later.
+  const std::int64_t tile = std::int64_t(limits.element_bytes) << run.map.local_bits;
+  std::int64_t used = 0, most = 0;
+  for (int k = 0; k < count; ++k) {
+    if (!in_one_block(k)) used = 0;
     Group& group = run.groups[k];
-    group.x_depth = n_groups == 1 ? 0 : k == 0 ? 2 * n_groups - 1 : 2 * n_groups - 2 * k;
+    const int back = 2 * (run.groups.back().delay - group.delay);  // steps from forwards to backwards
+    const int depth = count == 1 ? 0 : k == 0 ? back + 1 : back + 2 + (in_one_block(k) ? 0 : 2 * run.handover);
+    const int grad_depth = k + 1 < count && !in_one_block(k + 1) && run.handover ? 4 : 2;
     group.x_offset = int(used);
-    used += std::int64_t(group.x_depth) << run.map.local_bits;
+    group.x_end = int(used += depth * tile);
     group.grad_offset = int(used);
-    used += std::int64_t(2) << run.map.local_bits;
-    run.shared_numbers = std::max(run.shared_numbers, used);
+    group.grad_mask = grad_depth - 1;
+    used += grad_depth * tile;
+    most = std::max(most, used);
+    if (most > limits.shared_bytes) return false;
   }
-  return run.shared_numbers * limits.element_bytes <= limits.shared_bytes;
+  run.barriers = int(most);
+  run.shared_bytes = int(most) + (run.blocks > 1 ? kNeighbourBytes : 0);
+  return run.shared_bytes <= limits.shared_bytes;
 }
 
 // Divides the groups of a run among blocks, as few as leave room for the rings; false if a cluster cannot hold them.
@@ -104,7 +117,8 @@ inline bool arrange(Run& run, const BackwardLimits& limits) {
     run.blocks = (count + most - 1) / most;
     if (run.blocks > limits.cluster) return false;
     run.groups_per_block = (count + run.blocks - 1) / run.blocks;
-    if (place_rings(run, limits)) return true;
+    for (run.handover = run.blocks > 1 ? 1 : 0; run.handover >= 0; --run.handover)
+      if (place_rings(run, limits)) return true;
     // With fewer threads than that, a second run is better than idle processors.
     if ((most - 1) * run.threads_per_group < kLeastThreads) return false;
   }
@@ -140,7 +154,7 @@ inline std::vector<Run> plan_runs(int log_n, int n_stages, const BackwardLimits&
     while (end < n_stages && end - number < window && end / log_n == factor && region(bit_of(end)) == here) ++end;
     const TileMap map = map_of(here);
     const int lowest = std::min(bit_of(number), bit_of(end - 1)) - map.low + map.column_bits;
-    const Group group{number, end, std::min(lowest, map.local_bits - window), factor % 2, 0, 0, 0};
+    const Group group{number, end, std::min(lowest, map.local_bits - window), factor % 2, 0, 0, 0, 0, 0};
 
     bool joined = false;
     if (!runs.empty() && run_region == here) {
@@ -157,6 +171,7 @@ inline std::vector<Run> plan_runs(int log_n, int n_stages, const BackwardLimits&
       run.last = end;
       run.threads_per_group = 1 << (map.local_bits - window);
       run.groups_per_block = run.blocks = 1;
+      run.handover = 0;
       run.groups = {group};
       place_rings(run, limits);
       runs.push_back(run);

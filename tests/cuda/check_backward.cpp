@@ -90,11 +90,13 @@ void check(int log_n, int n_factors, int vectors, int in_features, int out_featu
         int(run->groups.size()),
         run->groups_per_block,
         run->threads_per_group,
+        run->handover,
+        run->barriers,
         partial.data(),
         {}};
     std::copy(run->groups.begin(), run->groups.end(), args.groups);
     simulator::launch(run->map.tiles_per_vector() * parts, run->blocks, run->groups_per_block * run->threads_per_group,
-                      run->shared_numbers * sizeof(Number), seed,
+                      std::size_t(run->shared_bytes), seed,
                       [&](simulator::Block& block) { backward_tiles<Number>(args, block); });
     simulator::launch(3, 1, 32, 0, seed, [&](simulator::Block& block) {
       sum_chunks(partial.data(), got_factors.data() + (std::size_t(run->first) * 2 << log_n), parts * per_tile,

@@ -111,11 +111,13 @@ void simulate_run(const Case<Real>& c, const Run& run, const Source& x, const Gr
       int(run.groups.size()),
       run.groups_per_block,
       run.threads_per_group,
+      run.handover,
+      run.barriers,
       partial.data(),
       {}};
   std::copy(run.groups.begin(), run.groups.end(), args.groups);
   simulator::launch(run.map.tiles_per_vector() * parts, run.blocks, run.groups_per_block * run.threads_per_group,
-                    run.shared_numbers * sizeof(Number), c.seed,
+                    std::size_t(run.shared_bytes), c.seed,
                     [&](simulator::Block& block) { backward_tiles<Number>(args, block); });
   simulator::launch(3, 1, 32, 0, c.seed, [&](simulator::Block& block) {
     sum_chunks(partial.data(), factors_grad, parts * per_tile, std::int64_t(stages) * 2 * c.n, block);

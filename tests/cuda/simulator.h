@@ -136,18 +136,27 @@ class Block {
   int rank() const { return rank_; }
   int cluster_size() const;
   char* shared() const;
-  template <class T>
-  T* of_rank(T* pointer, int rank) const;
   int uniform(int x) const { return x; }
   void sync();
   void sync_warp();
   void sync_cluster();
-  void begin_barrier(std::uint64_t* barrier, int count);
-  void arrive_and_expect(std::uint64_t* barrier, int bytes);
-  void arrive(std::uint64_t* barrier, int rank);
-  void wait(std::uint64_t* barrier, int phase);
   using Address = char*;
-  Address address_of(const void* pointer, int rank) const;
+  Address address(const void* shared) const { return static_cast<Address>(const_cast<void*>(shared)); }
+  template <class T>
+  T load(Address from, T) const {
+    T x;
+    std::memcpy(&x, from, sizeof(x));
+    return x;
+  }
+  template <class T>
+  void store(Address to, T x) const {
+    std::memcpy(to, &x, sizeof(x));
+  }
+  Address in_block(int of, Address place) const;
+  void begin_barrier(Address barrier, int count);
+  void arrive_and_expect(Address barrier, int bytes);
+  void arrive(Address barrier);
+  void wait(Address barrier, int phase);
   template <class T>
   void put(Address to, const T& value, Address barrier);
   float shuffle_xor(float x, int mask) { return shuffle(x, mask); }
@@ -194,12 +203,9 @@ inline char* Block::shared() const {
   char* p = cluster_.shared[rank_].get();
   return p + (64 - reinterpret_cast<std::uintptr_t>(p) % 64) % 64;
 }
-template <class T>
-T* Block::of_rank(T* pointer, int rank) const {
-  char* mine = cluster_.shared[rank_].get();
-  char* other = cluster_.shared[rank].get();
+inline Block::Address Block::in_block(int of, Address place) const {
   const auto align = [](char* p) { return p + (64 - reinterpret_cast<std::uintptr_t>(p) % 64) % 64; };
-  return reinterpret_cast<T*>(align(other) + (reinterpret_cast<char*>(pointer) - align(mine)));
+  return align(cluster_.shared[of].get()) + (place - align(cluster_.shared[rank_].get()));
 }
 inline void Block::sync() { cluster_.fibers.wait(fiber_of(rank_, 0), cluster_.threads); }
 inline void Block::sync_warp() {
@@ -227,32 +233,21 @@ struct Barrier {
   }
 };
 static_assert(sizeof(Barrier) == sizeof(std::uint64_t));
-inline void Block::begin_barrier(std::uint64_t* barrier, int count) {
-  Barrier{std::uint8_t(count), 0, 0, 0}.store(barrier);
-}
-inline void Block::arrive_and_expect(std::uint64_t* barrier, int bytes) {
+inline void Block::begin_barrier(Address barrier, int count) { Barrier{std::uint8_t(count), 0, 0, 0}.store(barrier); }
+inline void Block::arrive_and_expect(Address barrier, int bytes) {
   Barrier now = Barrier::of(barrier);
   ++now.arrived;
   now.awaited += bytes;
   now.store(barrier);
 }
-inline void Block::arrive(std::uint64_t* barrier, int rank) {
-  std::uint64_t* there = of_rank(barrier, rank);
-  Barrier now = Barrier::of(there);
-  ++now.arrived;
-  now.store(there);
-}
-inline void Block::wait(std::uint64_t* barrier, int phase) {
+inline void Block::arrive(Address barrier) { arrive_and_expect(barrier, 0); }
+inline void Block::wait(Address barrier, int phase) {
   cluster_.fibers.wait_for([=] { return Barrier::of(barrier).phase != phase; });
-}
-inline Block::Address Block::address_of(const void* pointer, int rank) const {
-  return of_rank(static_cast<char*>(const_cast<void*>(pointer)), rank);
 }
 template <class T>
 void Block::put(Address to, const T& value, Address barrier) {
-  static_assert(sizeof(T) == 16);
-  if (reinterpret_cast<std::uintptr_t>(to) % 16) {
-    std::fprintf(stderr, "16 bytes put to an address that is not a multiple of 16\n");
+  if (reinterpret_cast<std::uintptr_t>(to) % sizeof(value)) {
+    std::fprintf(stderr, "%zu bytes put to an address that is not a multiple of them\n", sizeof(value));
     std::abort();
   }
   std::memcpy(to, &value, sizeof(value));
