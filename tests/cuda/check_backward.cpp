@@ -140,6 +140,9 @@ void check_number() {
     check<Number>(10, 2, 3, 1024, 1024, 1, 200000, seed);
     check<Number>(10, 2, 3, 1024, 1000, 8, 200000, seed);
   }
+  // Clusters with more tiles than rings hold.
+  for (unsigned seed : {1u, 2u, 3u}) check<Number>(10, 2, 75, 1000, 1024, 8, 200000, seed);
+  for (unsigned seed : {1u, 2u, 3u}) check<Number>(9, 2, 60, 512, 512, 8, 100000, seed);
   check<Number>(11, 2, 2, 2048, 2048, 8, 200000, 1);
   check<Number>(12, 2, 2, 4096, 4096, 1, 200000, 1);
   check<Number>(13, 1, 1, 8000, 8192, 1, 200000, 1);

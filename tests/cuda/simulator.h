@@ -1,6 +1,6 @@
 // Runs a kernel's threads on the processor: every thread is a fiber that goes on until it has to wait for the others
-// of its warp, block or cluster. The order in which waiting threads go on is a permutation chosen by a seed: a result
-// that depends on it betrays a race.
+// of its warp, block or cluster. The order in which waiting threads go on is a permutation chosen by a seed, and one
+// block or another stands still for a while: a result that depends on it betrays a race.
 #pragma once
 
 #include <setjmp.h>
@@ -25,16 +25,22 @@ constexpr int kWarp = 32;
 // Fibers that wait for each other in groups.
 class Fibers {
  public:
-  Fibers(int count, unsigned seed) : fibers_(count), order_(count) {
-    for (int i = 0; i < count; ++i) order_[i] = i;
-    std::mt19937 random(seed);
-    if (seed) std::shuffle(order_.begin(), order_.end(), random);
+  Fibers(int blocks, int threads, unsigned seed)
+      : blocks_(blocks), threads_(threads), fibers_(blocks * threads), order_(blocks * threads), random_(seed) {
+    for (int i = 0; i < blocks * threads; ++i) order_[i] = i;
+    if (seed) std::shuffle(order_.begin(), order_.end(), random_);
   }
 
-  void run(const std::function<void(int)>& body) {
+  // body(fiber) for all of them; between their turns, meanwhile(random) tells whether something is still on its way.
+  void run(const std::function<void(int)>& body, const std::function<bool(std::mt19937&)>& meanwhile) {
     body_ = &body;
     for (std::size_t i = 0; i < fibers_.size(); ++i) prepare(int(i));
-    while (go_on()) continue;
+    while (go_on(meanwhile(random_))) continue;
+  }
+  bool has_ended(int block) const {
+    for (int i = 0; i < threads_; ++i)
+      if (!fibers_[block * threads_ + i].done) return false;
+    return true;
   }
 
   // The calling fiber waits until first, ..., first + count - 1 have all come here.
@@ -72,11 +78,19 @@ class Fibers {
     makecontext(&f.context, reinterpret_cast<void (*)()>(&Fibers::enter), 3, unsigned(self), unsigned(self >> 32), i);
   }
   // Lets every thread that does not wait go on as far as it gets; false once all have ended.
-  bool go_on() {
-    bool any = false, progress = false;
+  bool go_on(bool something_comes) {
+    if (blocks_ > 1 && --turns_ < 0) {
+      still_ = int(random_() % unsigned(blocks_ + 1));  // none, if it is `blocks_`
+      turns_ = int(random_() % 60);
+    }
+    bool any = false, progress = something_comes;
     for (int i : order_) {
       if (fibers_[i].done) continue;
       any = true;
+      if (i / threads_ == still_) {
+        progress = true;
+        continue;
+      }
       if (fibers_[i].waiting || (fibers_[i].ready && !(*fibers_[i].ready)())) continue;
       progress = true;
       resume(i);
@@ -114,8 +128,11 @@ class Fibers {
     self->fibers_[index].done = true;
     _longjmp(self->back_, 1);
   }
+  const int blocks_, threads_;
   std::vector<Fiber> fibers_;
   std::vector<int> order_;
+  std::mt19937 random_;
+  int still_ = -1, turns_ = 0;  // the block that stands still, and how long
   std::map<std::pair<int, int>, int> arrived_;  // how many of a group wait
   jmp_buf back_;
   int current_ = -1;
@@ -186,8 +203,39 @@ struct Cluster {
   Fibers fibers;
   std::vector<std::unique_ptr<char[]>> shared;
   std::vector<double> exchanged;
+  // What threads put into shared memory comes there some time later.
+  struct Put {
+    char *to, *barrier;
+    std::size_t size;
+    char bytes[16];
+  };
+  std::vector<Put> on_the_way;
+
+  bool deliver(std::mt19937& random) {
+    std::vector<Put> late;
+    for (const Put& put : on_the_way) {
+      if (random() % 8)
+        late.push_back(put);
+      else
+        arrive(put);
+    }
+    on_the_way.swap(late);
+    return !on_the_way.empty();
+  }
+  void arrive(const Put& put);
+  // That memory of a block which has ended is not written to.
+  void check_lives(const char* place) const {
+    for (int b = 0; b < blocks; ++b) {
+      const char* begin = shared[b].get();
+      if (begin <= place && place < begin + shared_bytes + 64 && fibers.has_ended(b)) {
+        std::fprintf(stderr, "shared memory of a block that has ended is written to\n");
+        std::abort();
+      }
+    }
+  }
+
   Cluster(int blocks, int threads, std::size_t shared_bytes, unsigned seed)
-      : blocks(blocks), threads(threads), shared_bytes(shared_bytes), fibers(blocks * threads, seed),
+      : blocks(blocks), threads(threads), shared_bytes(shared_bytes), fibers(blocks, threads, seed),
         exchanged(blocks * threads) {
     for (int b = 0; b < blocks; ++b) {
       shared.push_back(std::make_unique<char[]>(shared_bytes + 64));
@@ -235,6 +283,7 @@ struct Barrier {
 static_assert(sizeof(Barrier) == sizeof(std::uint64_t));
 inline void Block::begin_barrier(Address barrier, int count) { Barrier{std::uint8_t(count), 0, 0, 0}.store(barrier); }
 inline void Block::arrive_and_expect(Address barrier, int bytes) {
+  cluster_.check_lives(barrier);
   Barrier now = Barrier::of(barrier);
   ++now.arrived;
   now.awaited += bytes;
@@ -250,10 +299,17 @@ void Block::put(Address to, const T& value, Address barrier) {
     std::fprintf(stderr, "%zu bytes put to an address that is not a multiple of them\n", sizeof(value));
     std::abort();
   }
-  std::memcpy(to, &value, sizeof(value));
-  Barrier now = Barrier::of(barrier);
-  now.awaited -= int(sizeof(value));
-  now.store(barrier);
+  Cluster::Put put{to, barrier, sizeof(value), {}};
+  static_assert(sizeof(value) <= sizeof(put.bytes));
+  std::memcpy(put.bytes, &value, sizeof(value));
+  cluster_.on_the_way.push_back(put);
+}
+inline void Cluster::arrive(const Put& put) {
+  check_lives(put.to);
+  std::memcpy(put.to, put.bytes, put.size);
+  Barrier now = Barrier::of(put.barrier);
+  now.awaited -= int(put.size);
+  now.store(put.barrier);
 }
 template <class T>
 T Block::shuffle(T x, int mask) {
@@ -269,10 +325,11 @@ template <class Kernel>
 void launch(int clusters, int blocks, int threads, std::size_t shared_bytes, unsigned seed, const Kernel& kernel) {
   for (int c = 0; c < clusters; ++c) {
     Cluster cluster(blocks, threads, shared_bytes, seed);
-    cluster.fibers.run([&](int fiber) {
+    const auto body = [&](int fiber) {
       Block block(cluster, fiber, fiber / threads, fiber % threads, c * blocks + fiber / threads, clusters * blocks);
       kernel(block);
-    });
+    };
+    cluster.fibers.run(body, [&](std::mt19937& random) { return cluster.deliver(random); });
   }
 }
 
