@@ -17,6 +17,8 @@ BIN := $(VENV)/bin
 # The last release of torchaudio imports only beside the torch release it was built with.
 TORCH := torch==2.11.0 torchaudio==2.11.0
 DEMO_JOBS ?= 2
+# Processes, each with one thread.
+TEST_JOBS ?= 2
 
 # Another torch than in .venv, and no more beside it than the package asks for.
 SMOKE_VENV := .venv-smoke
@@ -84,7 +86,8 @@ test-wheel: $(WHEEL)
 	rm -rf build/checkout && mkdir -p build/checkout
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/checkout dist/*.whl
 	cp -r cpu cuda tests recipes benchmarks examples docs README.md Makefile pyproject.toml build/checkout
-	cd build/checkout && KALEIDO_PTXAS_REPORT=$(CURDIR)/$(PTXAS_REPORT) $(CURDIR)/$(BIN)/python -m pytest
+	cd build/checkout && OMP_NUM_THREADS=1 KALEIDO_PTXAS_REPORT=$(CURDIR)/$(PTXAS_REPORT) \
+	  $(CURDIR)/$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile
 
 $(SMOKE_VENV)/.ready: pyproject.toml Makefile
 	$(PYTHON) -m venv $(SMOKE_VENV)

@@ -122,7 +122,8 @@ struct ClusterWarp {
         KALEIDO_UNROLL
         for (int place = 0; place < kBlocks; ++place) {
           const int to = forgotten(place);
-          const auto groups_at = block.in_block(to, block.address(part() + rank * kOfPlace * kLanes + lane));
+          const Group* own = part() + forgotten(rank) * kOfPlace * kLanes + forgotten(lane);
+          const auto groups_at = block.in_block(to, block.address(own));
           const auto barrier = block.in_block(to, full());
           KALEIDO_UNROLL
           for (int g = 0; g < kOfPlace; ++g) {
@@ -160,7 +161,7 @@ struct ClusterWarp {
         Number x[Run::kRegisters];
         KALEIDO_UNROLL
         for (int reg = 0; reg < Run::kRegisters; ++reg) x[Run::memory_register(reg)] = run.x[row][reg];
-        const Group* base = part() + rank * kOfPlace * kLanes + Run::memory_element(own, 0);
+        const Group* base = part() + forgotten(rank) * kOfPlace * kLanes + Run::memory_element(own, 0);
         KALEIDO_UNROLL
         for (int place = 0; place < kBlocks; ++place) {
           const int to = place ^ groups / kOfPlace;
@@ -196,10 +197,9 @@ KALEIDO_DEVICE void multiply_in_cluster(const ClusterArgs<Number>& args, Block& 
   using Run = typename Sizes::Run;
   using Units = typename Sizes::Units;
   using Warp = ClusterWarp<Number, kBits, kTop, Block>;
-  const int warps = block.threads() / kLanes, clusters = block.count() / Sizes::kBlocks;
   Warp own(block);
-  Unit<Number>* units =
-      reinterpret_cast<Unit<Number>*>(block.shared() + Sizes::kBarrierBytes + warps * Sizes::kPartBytes);
+  Unit<Number>* units = reinterpret_cast<Unit<Number>*>(block.shared() + Sizes::kBarrierBytes +
+                                                        block.threads() / kLanes * Sizes::kPartBytes);
   own.begin();
   const int n_stages = args.stages.last, log_n = Sizes::kLogN;
   load_coefficients<Number, Columns, true>(args.stages, Sizes::columns(), own.rank, 0, n_stages, units, block);
@@ -209,8 +209,9 @@ KALEIDO_DEVICE void multiply_in_cluster(const ClusterArgs<Number>& args, Block& 
   const auto units_of = [&](int number) { return units + number * Units::kCount; };
   // Few vectors are spread over all clusters.
   const auto first_of = [&](int round) {
-    return ((std::int64_t(round) * warps + forgotten(own.warp)) * clusters + forgotten(block.index()) / Sizes::kBlocks) *
-           Sizes::kRows;
+    const int warp = forgotten(round) * (block.threads() / kLanes) + forgotten(own.warp);
+    const int cluster = forgotten(block.index()) / Sizes::kBlocks, clusters = block.count() / Sizes::kBlocks;
+    return (std::int64_t(warp) * clusters + cluster) * Sizes::kRows;
   };
   for (int round = 0; first_of(round) < args.x.count; ++round) {
     typename Warp::ColumnsVectors columns;

@@ -133,20 +133,21 @@ def spills(report: str) -> dict[tuple[str, str], int]:
     return found
 
 
-def test_kernels_of_512_and_1024_points_do_not_spill() -> None:
+def test_the_kernels_that_shall_be_fast_do_not_spill() -> None:
     path = os.environ.get("KALEIDO_PTXAS_REPORT", "")
     if not path or not Path(path).is_file():
         pytest.skip("no report of ptxas: make test has one where there is nvcc")
     found = spills(Path(path).read_text(encoding="utf-8"))
     architectures = {architecture for _, architecture in found}
     assert architectures >= {"sm_80", "sm_90", "sm_100"}
-    # 2^(4 + 5) and 2^(5 + 5) points, all coefficients in shared memory; and the backward of all sizes.
+    # 2^(4 + 5) and 2^(5 + 5) points, all coefficients in shared memory; products in clusters; the backward of all sizes.
     kernels = re.compile(
         r"multiply_kernelI(?:f|NS_7ComplexIfEE)NS_15ConsecutiveTileILi[45]EEELi\d+ELb1"
-        r"|backward_kernelI(?!d|NS_7ComplexIdEE)"
+        r"|cluster_kernelI|backward_kernelI(?!d|NS_7ComplexIdEE)"
     )
     checked = {key: bytes_ for key, bytes_ in found.items() if kernels.search(key[0])}
     # For each architecture: two sizes of real products and of complex ones, each for many vectors and for few, and of
-    # power spectra; backward of real and complex products, and of spectra in one run and at the end of several.
-    assert len(checked) == 14 * len(architectures)
+    # power spectra; three sizes of clusters of each; backward of real and complex products, and of spectra in one run
+    # and at the end of several.
+    assert len(checked) == 20 * len(architectures)
     assert not {key: bytes_ for key, bytes_ in checked.items() if bytes_}
