@@ -87,32 +87,33 @@ __device__ __noinline__
       KALEIDO_UNROLL_BY(kUnrolled)
   for (int lowest_b = 0; lowest_b < Tile::kStageBits; lowest_b += kAtOnce) {
     Unit<Number> values[kAtOnce][Units::kOfPair];
-    KALEIDO_UNROLL
-    for (int j = 0; j < kAtOnce; ++j) {
-      const int b = lowest_b + j, number = stages.number(factor, map.low + b);
-      if (b >= Tile::kStageBits || map.low + b >= stages.log_n || number < first || number >= first + count) continue;
-      const int q = Tile::register_bit(b), m = Tile::lowest(b), bit = map.column_bits + b;
-      const int i = first_of_pair(pair_of_tile, bit);
-      const int reg = Tile::register_of(i, Tile::lane_of(i, m), m);
-      const int at_a = map.index(tile, i | (reg >> q & 1) << bit), at_b = at_a ^ (1 << (map.low + b));
+    // f(values, number of the stage, b, first element of the pair, its lane and register) for those of the stages.
+    const auto for_each = [&](auto&& f) {
+      KALEIDO_UNROLL
+      for (int j = 0; j < kAtOnce; ++j) {
+        const int b = lowest_b + j, number = stages.number(factor, map.low + b);
+        if (b >= Tile::kStageBits || map.low + b >= stages.log_n || number < first || number >= first + count) continue;
+        const int m = Tile::lowest(b), i = first_of_pair(pair_of_tile, map.column_bits + b);
+        const int lane = Tile::lane_of(i, m);
+        f(values[j], number, b, i, lane, Tile::register_of(i, lane, m));
+      }
+    };
+    for_each([&](Unit<Number>* of_pair, int number, int b, int i, int, int reg) {
+      const int at_a = map.index(tile, i | (reg >> Tile::register_bit(b) & 1) << (map.column_bits + b));
+      const int at_b = at_a ^ (1 << (map.low + b));
       const Number *diagonal = stages.diagonal(number), *off_diagonal = stages.off_diagonal(number);
       KALEIDO_UNROLL
       for (int k = 0; k < 4; ++k) {
         const Number* from = (k % 2 ? off_diagonal : diagonal) + (k < 2 ? at_a : at_b);
-        values[j][k / Unit<Number>::kNumbers].numbers[k % Unit<Number>::kNumbers] = *from;
+        of_pair[k / Unit<Number>::kNumbers].numbers[k % Unit<Number>::kNumbers] = *from;
       }
-    }
-    KALEIDO_UNROLL
-    for (int j = 0; j < kAtOnce; ++j) {
-      const int b = lowest_b + j, number = stages.number(factor, map.low + b);
-      if (b >= Tile::kStageBits || map.low + b >= stages.log_n || number < first || number >= first + count) continue;
-      const int q = Tile::register_bit(b), m = Tile::lowest(b);
-      const int i = first_of_pair(pair_of_tile, map.column_bits + b), lane = Tile::lane_of(i, m);
-      const int reg = Tile::register_of(i, lane, m), pair = (reg >> (q + 1) << q) | (reg & ((1 << q) - 1));
+    });
+    for_each([&](const Unit<Number>* of_pair, int number, int b, int, int lane, int reg) {
+      const int q = Tile::register_bit(b), pair = (reg >> (q + 1) << q) | (reg & ((1 << q) - 1));
       KALEIDO_UNROLL
       for (int part = 0; part < Units::kOfPair; ++part)
-        units[(number - first) * Units::kCount + (pair * Units::kOfPair + part) * kLanes + lane] = values[j][part];
-    }
+        units[(number - first) * Units::kCount + (pair * Units::kOfPair + part) * kLanes + lane] = of_pair[part];
+    });
   }
 }
 
@@ -254,18 +255,15 @@ KALEIDO_DEVICE void multiply_tiles(const MultiplyArgs<Number, Source, Sink>& arg
   const int lane = block.thread() % kLanes, warp = block.thread() / kLanes;
   Unit<Number>* units = reinterpret_cast<Unit<Number>*>(block.shared() + args.shared_offset);
   const int total = stages.last - stages.first;
-  if (kResident) {
-    const int tile = place_of<kRows>(args, 0, block).tile;
-    load_coefficients<Number, Tile, kResident>(stages, map, tile, stages.first, total, units, block);
-    block.sync();
-  }
-  const int first_factor = stages.first / stages.log_n, last_factor = (stages.last - 1) / stages.log_n;
   int rounds = 0;
   if (kResident) {
-    const std::int64_t begin = place_of<kRows>(args, 0, block).first;
-    const std::int64_t of_round = place_of<kRows>(args, 1, block).first - begin;
-    rounds = int((args.tile_rows - begin + of_round - 1) / of_round);
+    const Place begin = place_of<kRows>(args, 0, block);
+    load_coefficients<Number, Tile, kResident>(stages, map, begin.tile, stages.first, total, units, block);
+    block.sync();
+    const std::int64_t of_round = place_of<kRows>(args, 1, block).first - begin.first;
+    rounds = int((args.tile_rows - begin.first + of_round - 1) / of_round);
   }
+  const int first_factor = stages.first / stages.log_n, last_factor = (stages.last - 1) / stages.log_n;
   // Where coefficients change, all warps make as many rounds as the first, because they wait for each other, and have
   // no register left to count them.
   const auto goes_on = [&](int round) {
