@@ -234,7 +234,8 @@ KALEIDO_DEVICE void multiply_in_cluster(const ClusterArgs<Number>& args, Block& 
       const int second = number + log_n;
       KALEIDO_UNROLL
       for (int b = 0; b < Run::kStageBits; ++b) {
-        if (second < n_stages) run.stage(Run::register_bit(b), units_of(second + b), own.lane);
+        // The two stages of stride 1 are merged.
+        if (second < n_stages && b > 0) run.stage(Run::register_bit(b), units_of(second + b), own.lane);
         if (Run::is_traded(b)) run.trade(b, block);
       }
       own.to_columns(run, columns);

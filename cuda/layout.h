@@ -47,6 +47,7 @@ struct ConsecutiveTile {
   static constexpr int kRegisters = 1 << kBits;
   static constexpr bool kSeveral = kBits == kSmallestTileBits;  // a tile may hold several short vectors
   static constexpr bool kStrided = false;
+  static constexpr bool kFromBitZero = true;  // its lowest bit is that of the index
 
   // The lowest index bit in registers while the stage of stride 2^b is computed.
   static constexpr KALEIDO_EVERYWHERE int lowest(int b) { return b < kLaneBits ? b : kLaneBits; }
@@ -90,6 +91,7 @@ struct StridedTile {
   static constexpr int kRegisters = 1 << kBits;
   static constexpr bool kSeveral = false;
   static constexpr bool kStrided = true;
+  static constexpr bool kFromBitZero = false;
 
   static constexpr KALEIDO_EVERYWHERE int lowest(int) { return 0; }
   static constexpr KALEIDO_EVERYWHERE int register_bit(int b) { return b; }

@@ -24,6 +24,9 @@ struct Stages {
   KALEIDO_EVERYWHERE const Number* off_diagonal(int number) const { return diagonal(number) + (1 << log_n); }
 };
 
+// Where the strides of one factor fall to 1 and those of the next rise from there, the two stages of stride 1 are done as
+// one, with 2 x 2 products of their coefficients.
+
 // How many vectors a warp holds at once: more of them share each load of a coefficient, fewer leave registers. Strided
 // tiles need those for addresses.
 template <class Number, class Tile>
@@ -62,6 +65,17 @@ struct MultiplyArgs {
   int shared_offset;       // where they begin there, in bytes: before them comes what the sink needs
 };
 
+// `after` times `before`, the coefficients of two stages of a pair: of each, D[a], O[a], D[b] and O[b].
+template <class Number>
+KALEIDO_EVERYWHERE void merge(const Number (&before)[4], const Number (&after)[4], Number (&product)[4]) {
+  KALEIDO_UNROLL
+  for (int k = 0; k < 4; k += 2) {
+    const int other = k ^ 2;
+    product[k] = multiply_add(after[k], before[k], multiply(after[k + 1], before[other + 1]));
+    product[k + 1] = multiply_add(after[k], before[k + 1], multiply(after[k + 1], before[other]));
+  }
+}
+
 // Register number `pair` with a zero inserted at bit q.
 KALEIDO_EVERYWHERE constexpr int first_of_pair(int pair, int q) {
   return ((pair >> q) << (q + 1)) | (pair & ((1 << q) - 1));
@@ -86,7 +100,10 @@ __device__ __noinline__
     for (int pair_of_tile = block.thread(); pair_of_tile < Units::kPairs * kLanes; pair_of_tile += block.threads())
       KALEIDO_UNROLL_BY(kUnrolled)
   for (int lowest_b = 0; lowest_b < Tile::kStageBits; lowest_b += kAtOnce) {
-    Unit<Number> values[kAtOnce][Units::kOfPair];
+    Number values[kAtOnce][4], next[4];
+    const auto is_merged = [&](int number, int b) {
+      return Tile::kFromBitZero && b == 0 && factor % 2 == 0 && number + 1 < stages.last;
+    };
     // f(values, number of the stage, b, first element of the pair, its lane and register) for those of the stages.
     const auto for_each = [&](auto&& f) {
       KALEIDO_UNROLL
@@ -98,21 +115,28 @@ __device__ __noinline__
         f(values[j], number, b, i, lane, Tile::register_of(i, lane, m));
       }
     };
-    for_each([&](Unit<Number>* of_pair, int number, int b, int i, int, int reg) {
+    for_each([&](Number (&of_pair)[4], int number, int b, int i, int, int reg) {
       const int at_a = map.index(tile, i | (reg >> Tile::register_bit(b) & 1) << (map.column_bits + b));
       const int at_b = at_a ^ (1 << (map.low + b));
-      const Number *diagonal = stages.diagonal(number), *off_diagonal = stages.off_diagonal(number);
-      KALEIDO_UNROLL
-      for (int k = 0; k < 4; ++k) {
-        const Number* from = (k % 2 ? off_diagonal : diagonal) + (k < 2 ? at_a : at_b);
-        of_pair[k / Unit<Number>::kNumbers].numbers[k % Unit<Number>::kNumbers] = *from;
-      }
+      const auto load = [&](int stage, Number (&to)[4]) {
+        const Number *diagonal = stages.diagonal(stage), *off_diagonal = stages.off_diagonal(stage);
+        KALEIDO_UNROLL
+        for (int k = 0; k < 4; ++k) to[k] = (k % 2 ? off_diagonal : diagonal)[k < 2 ? at_a : at_b];
+      };
+      load(number, of_pair);
+      if (is_merged(number, b)) load(number + 1, next);
     });
-    for_each([&](const Unit<Number>* of_pair, int number, int b, int, int lane, int reg) {
+    for_each([&](const Number (&of_pair)[4], int number, int b, int, int lane, int reg) {
       const int q = Tile::register_bit(b), pair = (reg >> (q + 1) << q) | (reg & ((1 << q) - 1));
+      Number product[4] = {of_pair[0], of_pair[1], of_pair[2], of_pair[3]};
+      if (is_merged(number, b)) merge(of_pair, next, product);
       KALEIDO_UNROLL
-      for (int part = 0; part < Units::kOfPair; ++part)
-        units[(number - first) * Units::kCount + (pair * Units::kOfPair + part) * kLanes + lane] = of_pair[part];
+      for (int part = 0; part < Units::kOfPair; ++part) {
+        Unit<Number> unit;
+        KALEIDO_UNROLL
+        for (int k = 0; k < Unit<Number>::kNumbers; ++k) unit.numbers[k] = product[part * Unit<Number>::kNumbers + k];
+        units[(number - first) * Units::kCount + (pair * Units::kOfPair + part) * kLanes + lane] = unit;
+      }
     });
   }
 }
@@ -294,6 +318,7 @@ KALEIDO_DEVICE void multiply_tiles(const MultiplyArgs<Number, Source, Sink>& arg
           block.sync();
         }
       }
+      if (Tile::kFromBitZero && b == 0 && factor % 2 && number > stages.first) return;  // merged with the one before
       vectors.stage(Tile::register_bit(b), units + (slot - begun) * Units::kCount, lane);
     };
     const auto trade_all = [&](bool down) {
