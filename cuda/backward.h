@@ -237,7 +237,7 @@ struct GroupThread {
   KALEIDO_DEVICE void get(int at, Number* x) const {
     const int from = block.uniform(at);
     KALEIDO_UNROLL
-    for (int e = 0; e < kElements; ++e) x[e] = block.load(places[e] + from, Number{});
+    for (int e = 0; e < kElements; ++e) x[e] = block.template load<Number>(places[e] + from);
   }
   KALEIDO_DEVICE void put(int at, const Number* x) const {
     const int to = block.uniform(at);

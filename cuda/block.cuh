@@ -28,37 +28,40 @@ struct Block {
   __device__ __forceinline__ Address address(const void* shared) const {
     return Address(__cvta_generic_to_shared(shared));
   }
-  __device__ __forceinline__ float load(Address from, float) const {
-    float x;
-    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(from) : "memory");
+  template <class T>
+  __device__ __forceinline__ T load(Address from) const {
+    constexpr int kWords = sizeof(T) / 4;
+    static_assert(kWords == 1 || kWords == 2 || kWords % 4 == 0);
+    unsigned w[kWords];
+    if constexpr (kWords == 1) {
+      asm volatile("ld.shared.b32 %0, [%1];" : "=r"(w[0]) : "r"(from) : "memory");
+    } else if constexpr (kWords == 2) {
+      asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(w[0]), "=r"(w[1]) : "r"(from) : "memory");
+    } else {
+#pragma unroll
+      for (int i = 0; i < kWords; i += 4)
+        asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(w[i]), "=r"(w[i + 1]), "=r"(w[i + 2]), "=r"(w[i + 3])
+                     : "r"(from + 4 * i)
+                     : "memory");
+    }
+    T x;
+    memcpy(&x, w, sizeof(x));
     return x;
   }
-  __device__ __forceinline__ double load(Address from, double) const {
-    double x;
-    asm volatile("ld.shared.f64 %0, [%1];" : "=d"(x) : "r"(from) : "memory");
-    return x;
-  }
-  __device__ __forceinline__ Complex<float> load(Address from, Complex<float>) const {
-    Complex<float> z;
-    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(z.re), "=f"(z.im) : "r"(from) : "memory");
-    return z;
-  }
-  __device__ __forceinline__ Complex<double> load(Address from, Complex<double>) const {
-    Complex<double> z;
-    asm volatile("ld.shared.v2.f64 {%0, %1}, [%2];" : "=d"(z.re), "=d"(z.im) : "r"(from) : "memory");
-    return z;
-  }
-  __device__ __forceinline__ void store(Address to, float x) const {
-    asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(x) : "memory");
-  }
-  __device__ __forceinline__ void store(Address to, double x) const {
-    asm volatile("st.shared.f64 [%0], %1;" ::"r"(to), "d"(x) : "memory");
-  }
-  __device__ __forceinline__ void store(Address to, Complex<float> z) const {
-    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(z.re), "f"(z.im) : "memory");
-  }
-  __device__ __forceinline__ void store(Address to, Complex<double> z) const {
-    asm volatile("st.shared.v2.f64 [%0], {%1, %2};" ::"r"(to), "d"(z.re), "d"(z.im) : "memory");
+  template <class T>
+  __device__ __forceinline__ void store(Address to, const T& x) const {
+    constexpr int kWords = sizeof(T) / 4;
+    static_assert(kWords == 1 || kWords == 2 || kWords == 4);
+    unsigned w[kWords];
+    memcpy(w, &x, sizeof(x));
+    if constexpr (kWords == 1)
+      asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(w[0]) : "memory");
+    else if constexpr (kWords == 2)
+      asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(to), "r"(w[0]), "r"(w[1]) : "memory");
+    else
+      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
+                   : "memory");
   }
 
   __device__ __forceinline__ void sync() const { __syncthreads(); }

@@ -396,14 +396,86 @@ struct PowerSink {
     return int(at);
   }
 
+  // Of an element of all rows.
+  template <int kRows>
+  struct alignas(kRows * sizeof(Real) < 16 ? kRows * sizeof(Real) : 16) PowersOf {
+    Real of_row[kRows];
+  };
+
+  // Neighbouring lanes with different filters; every so many lanes have the same, and add up other outputs for them.
+  static constexpr int kFilterLanes = 8;
+
+  // Adds up the sums of lanes with the same filters. Each step leaves a lane half of its rows, the upper ones where its
+  // number has bit kMask, until it has one, which is that of all. Returns which, in sums[.][0].
+  template <int kPerLane, int kRows, int kMask, class Block>
+  static KALEIDO_DEVICE int add_parts(Real (&sums)[kPerLane][kRows], int rows_before, int lane, Block& block) {
+    if constexpr (kMask < kFilterLanes) {
+      return rows_before;
+    } else {
+      constexpr int kHalvings = kMask == kLanes / 2 ? 0 : 1, kHave = kRows >> kHalvings;  // rows that lanes still have
+      const bool upper = lane & kMask;
+      KALEIDO_UNROLL
+      for (int j = 0; j < kPerLane; ++j) {
+        if constexpr (kHave > 1) {
+          KALEIDO_UNROLL
+          for (int row = 0; row < kHave / 2; ++row) {
+            const Real low = sums[j][row], high = sums[j][row + kHave / 2];
+            sums[j][row] = (upper ? high : low) + block.shuffle_xor(upper ? low : high, kMask);
+          }
+        } else {
+          sums[j][0] += block.shuffle_xor(sums[j][0], kMask);
+        }
+      }
+      return add_parts<kPerLane, kRows, kMask / 2>(sums, rows_before + (kHave > 1 && upper ? kHave / 2 : 0), lane,
+                                                   block);
+    }
+  }
+
+  // The filters from `first` on, kPerLane for each of the lanes with different ones.
+  template <int kPerLane, int kRows, class Vector, class Block>
+  KALEIDO_DEVICE void store_filters(const PowersOf<kRows>* powers, const Vector& vector, int first, int lane,
+                                    Block& block) const {
+    constexpr int kParts = kLanes / kFilterLanes;
+    static_assert(kParts == 4 && kRows <= kParts);
+    const int part = lane / kFilterLanes, filter = first + lane % kFilterLanes;
+    Real sums[kPerLane][kRows] = {};
+    const auto powers_at = block.address(powers);
+    const auto add = [&](int k, auto is_weight) {
+      const int at = int(rows[k]) * int(sizeof(PowersOf<kRows>));
+      const auto chosen = block.template load<PowersOf<kRows>>(powers_at + at);
+      const Real* weights = filterbank + std::int64_t(k) * n_filters + filter;
+      KALEIDO_UNROLL
+      for (int j = 0; j < kPerLane; ++j) {
+        const Real weight = is_weight(j) ? weights[j * kFilterLanes] : Real(0);
+        KALEIDO_UNROLL
+        for (int row = 0; row < kRows; ++row) sums[j][row] += weight * chosen.of_row[row];
+      }
+    };
+    // What follows the weights of one output are those of the next, up to the end of the filterbank: sums of filters
+    // that are not there may take any.
+    const int beyond = (first + kPerLane * kFilterLanes + n_filters - 1) / n_filters;
+    const int inside = part <= n_rows - beyond ? (n_rows - beyond - part) / kParts + 1 : 0;
+    KALEIDO_UNROLL_BY(4)
+    for (int turn = 0; turn < inside; ++turn) add(part + turn * kParts, [](int) { return true; });
+    KALEIDO_UNROLL_BY(1)
+    for (int k = part + inside * kParts; k < n_rows; k += kParts)
+      add(k, [&](int j) { return filter + j * kFilterLanes < n_filters; });
+    const int row = add_parts<kPerLane, kRows, kLanes / 2>(sums, 0, lane, block);
+    // Where there are fewer rows than parts, some lanes have the same.
+    const bool writes = part % (kParts / kRows) == 0 && vector(row) < count;
+    Real* to = out + vector(row) * n_filters + filter;
+    KALEIDO_UNROLL
+    for (int j = 0; j < kPerLane; ++j) {
+      const Real sum = log_scale == Real(0) ? sums[j][0] : log_scale * std::log(sums[j][0] + log_offset);
+      if (writes && filter + j * kFilterLanes < n_filters) to[j * kFilterLanes] = sum;
+    }
+  }
+
   template <class Tile, class Warp, class Block>
   KALEIDO_DEVICE void store(Warp& vectors, const TileMap& map, int, std::int64_t first, int lane, int warp,
                             Block& block) const {
     constexpr int kRows = Warp::kRows;
-    constexpr int kBytes = kRows * int(sizeof(Real));
-    struct alignas(kBytes < 16 ? kBytes : 16) Powers {  // of an element of all rows
-      Real of_row[kRows];
-    };
+    using Powers = PowersOf<kRows>;
     Powers* powers = reinterpret_cast<Powers*>(block.shared() + warp * shared_reals<Tile>() * int(sizeof(Real)));
     KALEIDO_UNROLL
     for (int h = 0; h < Tile::kRegisters; ++h) {
@@ -432,27 +504,15 @@ struct PowerSink {
         }
       } else {
         for (int k = lane; k < n_rows; k += kLanes) output(k, n);  // checks them, once for all filters
-        // Two filters a lane share each load of powers.
-        for (int filter = lane; filter - lane < n_filters; filter += 2 * kLanes) {
-          const int filters[2] = {filter, filter + kLanes};
-          Real sums[2][kRows] = {};
-          KALEIDO_UNROLL_BY(4)
-          for (int k = 0; k < n_rows; ++k) {
-            const Powers chosen = of_vector[rows[k]];
-            KALEIDO_UNROLL
-            for (int j = 0; j < 2; ++j) {
-              const Real* weight = filterbank + std::int64_t(k) * n_filters + filters[j];
-              const Real loaded = filters[j] < n_filters ? *weight : Real(0);
-              KALEIDO_UNROLL
-              for (int row = 0; row < kRows; ++row) sums[j][row] += loaded * chosen.of_row[row];
-            }
-          }
-          KALEIDO_UNROLL
-          for (int j = 0; j < 2; ++j)
-            KALEIDO_UNROLL
-          for (int row = 0; row < kRows; ++row) {
-            const Real sum = log_scale == Real(0) ? sums[j][row] : log_scale * std::log(sums[j][row] + log_offset);
-            if (filters[j] < n_filters && vector(row) < count) out[vector(row) * n_filters + filters[j]] = sum;
+        for (int filter = 0; filter < n_filters;) {
+          // 64 at once, but 40 where that is one time only or saves nothing but lanes without a filter.
+          const int left = n_filters - filter;
+          if (left <= 5 * kFilterLanes || (left > 8 * kFilterLanes && left <= 10 * kFilterLanes)) {
+            store_filters<5>(of_vector, vector, filter, lane, block);
+            filter += 5 * kFilterLanes;
+          } else {
+            store_filters<8>(of_vector, vector, filter, lane, block);
+            filter += 8 * kFilterLanes;
           }
         }
       }

@@ -160,13 +160,13 @@ class Block {
   using Address = char*;
   Address address(const void* shared) const { return static_cast<Address>(const_cast<void*>(shared)); }
   template <class T>
-  T load(Address from, T) const {
+  T load(Address from) const {
     T x;
     std::memcpy(&x, from, sizeof(x));
     return x;
   }
   template <class T>
-  void store(Address to, T x) const {
+  void store(Address to, const T& x) const {
     std::memcpy(to, &x, sizeof(x));
   }
   Address in_block(int of, Address place) const;
