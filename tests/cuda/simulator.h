@@ -330,6 +330,10 @@ void launch(int clusters, int blocks, int threads, std::size_t shared_bytes, uns
       kernel(block);
     };
     cluster.fibers.run(body, [&](std::mt19937& random) { return cluster.deliver(random); });
+    if (!cluster.on_the_way.empty()) {
+      std::fprintf(stderr, "a cluster has ended before all that was put had come\n");
+      std::abort();
+    }
   }
 }
 
