@@ -140,7 +140,7 @@ def test_the_kernels_that_shall_be_fast_do_not_spill() -> None:
     found = spills(Path(path).read_text(encoding="utf-8"))
     architectures = {architecture for _, architecture in found}
     assert architectures >= {"sm_80", "sm_90", "sm_100"}
-    # 2^(4 + 5) and 2^(5 + 5) points, all coefficients in shared memory; products in clusters; the backward of all sizes.
+    # 2^(4 + 5) and 2^(5 + 5) points, all coefficients in shared memory; clusters; the backward of all sizes.
     kernels = re.compile(
         r"multiply_kernelI(?:f|NS_7ComplexIfEE)NS_15ConsecutiveTileILi[45]EEELi\d+ELb1"
         r"|cluster_kernelI|backward_kernelI(?!d|NS_7ComplexIdEE)"
