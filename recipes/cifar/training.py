@@ -14,7 +14,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from kaleido_audio.nn import param_groups
 from recipes.cifar.config import Config
@@ -62,7 +61,7 @@ class Trainer:
         self.processes = processes
         self.p = permutation_of(config)
         self.model = build(config, order).to(processes.device)
-        self.parallel = DistributedDataParallel(self.model) if processes.world > 1 else self.model
+        self.parallel = processes.parallel(self.model)
         groups = param_groups(
             self.model, config.lr, k_lr_multiplier=config.k_lr_multiplier, weight_decay=config.weight_decay
         )

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 class Processes:
@@ -26,6 +28,7 @@ class Processes:
         gpu = accelerator != "cpu" and torch.cuda.is_available()
         self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
+        self._parallel: list[DistributedDataParallel] = []
 
     @contextmanager
     def joined(self) -> Iterator[None]:
@@ -37,7 +40,20 @@ class Processes:
         try:
             yield
         finally:
+            # A reducer that outlives the group is the one to free it, and waits with Python's lock held for gloo's
+            # threads, which may want that lock to free a tensor (torch 2.11: a finished training that never ends).
+            for model in self._parallel:
+                del model.reducer, model.logger
+            self._parallel.clear()
             dist.destroy_process_group()
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """What to train in the place of ``model`` while the processes are joined: gradients are averaged over them."""
+        if self.world == 1:
+            return model
+        wrapped = DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
+        self._parallel.append(wrapped)
+        return wrapped
 
     def summed(self, *values: float) -> list[float]:
         """Each number summed over all processes."""

@@ -17,7 +17,6 @@ from timm.scheduler import MultiStepLRScheduler, PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3, distribute_bn
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from kaleido_audio.nn import param_groups
 from recipes.common.files import replace_text, sole_trainer
@@ -156,13 +155,7 @@ class Trainer:
         self.workers = workers
         self.save_every = save_every
         self.model = build(config, len(data.classes)).to(processes.device)
-        self.parallel = (
-            DistributedDataParallel(
-                self.model, device_ids=[processes.device] if processes.device.index is not None else None
-            )
-            if processes.world > 1
-            else self.model
-        )
+        self.parallel = processes.parallel(self.model)
         self.average = ModelEmaV3(self.model, decay=config.ema_decay, use_warmup=True)
         self.optimizer = torch.optim.SGD(groups_of(self.model, config), lr=config.peak_lr, momentum=0.9)
         self.updates_an_epoch = len(self._batches(0))

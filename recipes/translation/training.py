@@ -100,7 +100,7 @@ class Trainer:
         self.run_dir = run_dir
         self.processes = processes
         self.model = build(config, data).to(processes.device)
-        self.parallel = DistributedDataParallel(self.model) if processes.world > 1 else self.model
+        self.parallel = processes.parallel(self.model)
         groups = param_groups(
             self.model, config.lr, k_lr_multiplier=config.k_lr_multiplier, weight_decay=config.weight_decay
         )
