@@ -16,7 +16,6 @@ namespace kaleido_cuda {
 template <int kBits_, int kTop>
 struct ColumnsTile : StridedTile<kBits_> {
   static constexpr int kStageBits = kTop;
-  static constexpr bool kStrided = false;
 
   static constexpr KALEIDO_EVERYWHERE int register_bit(int b) { return kBits_ - kTop + b; }
   static constexpr KALEIDO_EVERYWHERE int place(int h) { return h >> (kBits_ - kTop); }
@@ -42,8 +41,8 @@ struct Cluster {
   static constexpr int kRunBits = kBits + kLaneBits, kLogN = kRunBits + kTop, kColumnBits = kRunBits - kTop;
   static constexpr int kRows = rows_of_warp<Number, Run>();
   static constexpr int kPartBytes = int(sizeof(Number)) << kRunBits;
-  static constexpr int kBarrierBytes = 128;  // two of 8 bytes for each warp
-  static constexpr int kMostWarps = kBarrierBytes / 16;
+  static constexpr int kMostWarps = kMultiplyThreads / kLanes;
+  static constexpr int kBarrierBytes = 2 * 8 * kMostWarps;
 
   static KALEIDO_EVERYWHERE TileMap columns() { return {kLogN, kColumnBits, kTop, kRunBits, kRunBits}; }
   static KALEIDO_EVERYWHERE TileMap run() { return {kLogN, 0, kRunBits, 0, kRunBits}; }
@@ -105,10 +104,8 @@ struct ClusterWarp {
       const bool swap = flips >> bit & 1;
       KALEIDO_UNROLL
       for (int pair = 0; pair < kNumbers / 2; ++pair) {
-        const int a = first_of_pair(pair, bit), b = a | 1 << bit;
-        const Number low = group.numbers[a], high = group.numbers[b];
-        group.numbers[a] = swap ? high : low;
-        group.numbers[b] = swap ? low : high;
+        const int a = first_of_pair(pair, bit);
+        swap_if(swap, group.numbers[a], group.numbers[a | 1 << bit]);
       }
     }
   }

@@ -235,11 +235,16 @@ cudaError_t Launch<Number>::multiply_in_cluster(const Rows<Number>& x, const Row
 }
 
 template <class Number>
-cudaError_t Launch<Number>::backward_clusters(const Run& run, int* clusters) {
+cudaError_t Launch<Number>::backward_clusters(const Run& run, const Device& device, int* clusters) {
   using Gradient = RowsGradient<Number>;
-  return clusters_at_once(backward_kernel<Number, Rows<Number>, Gradient, RowsGradientSink<Number>>,
-                          {run.blocks, run.groups_per_block * run.threads_per_group, run.shared_bytes, run.blocks},
-                          clusters);
+  const int threads = run.groups_per_block * run.threads_per_group;
+  if (run.blocks > 1)
+    return clusters_at_once(backward_kernel<Number, Rows<Number>, Gradient, RowsGradientSink<Number>>,
+                            {run.blocks, threads, run.shared_bytes, run.blocks}, clusters);
+  const std::int64_t of_memory = device.all_bytes / (std::max(run.shared_bytes, 1024) + 1024);
+  const std::int64_t of_processor = std::min<std::int64_t>(backward_threads<Number>() / threads, of_memory);
+  *clusters = device.processors * int(std::max<std::int64_t>(1, of_processor));
+  return cudaSuccess;
 }
 
 template <class Number>

@@ -28,8 +28,8 @@ struct Launch {
   static cudaError_t backward(const Rows<Number>& x, const Rows<Number>& grad, const Rows<Number>& x_grad,
                               const Number* factors, int log_n, const Run& run, int parts, Number* partial,
                               cudaStream_t stream);
-  // Clusters of a run that the GPU holds at once.
-  static cudaError_t backward_clusters(const Run& run, int* clusters);
+  // Clusters, or blocks, of a run that the GPU holds at once.
+  static cudaError_t backward_clusters(const Run& run, const Device& device, int* clusters);
   static cudaError_t sum(const Number* partial, Number* total, std::int64_t chunks, std::int64_t numbers,
                          cudaStream_t stream);
   // Ten times the compute capability that the code which runs on this GPU was written for.
@@ -61,12 +61,5 @@ struct LaunchPower {
 
 constexpr std::int64_t kFramesOfChunk = 256;
 inline std::int64_t window_chunks(std::int64_t count) { return (count + kFramesOfChunk - 1) / kFramesOfChunk; }
-
-// Blocks of a run, which is one block, that the GPU holds at once.
-inline int backward_blocks(const Run& run, int max_threads, const Device& device) {
-  const int threads = run.groups_per_block * run.threads_per_group;
-  const std::int64_t of_memory = device.all_bytes / (std::max(run.shared_bytes, 1024) + 1024);
-  return device.processors * int(std::max<std::int64_t>(1, std::min<std::int64_t>(max_threads / threads, of_memory)));
-}
 
 }  // namespace kaleido_cuda

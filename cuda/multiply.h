@@ -76,6 +76,13 @@ KALEIDO_EVERYWHERE void merge(const Number (&before)[4], const Number (&after)[4
   }
 }
 
+template <class Number>
+KALEIDO_DEVICE void swap_if(bool swap, Number& a, Number& b) {
+  const Number low = a, high = b;
+  a = swap ? high : low;
+  b = swap ? low : high;
+}
+
 // Register number `pair` with a zero inserted at bit q.
 KALEIDO_EVERYWHERE constexpr int first_of_pair(int pair, int q) {
   return ((pair >> q) << (q + 1)) | (pair & ((1 << q) - 1));
@@ -188,10 +195,8 @@ struct WarpVectors {
       for (int row = 0; row < kRows; ++row)
         KALEIDO_UNROLL
       for (int pair = 0; pair < Units::kPairs; ++pair) {
-        const int a = first_of_pair(pair, bit), b = a | 1 << bit;
-        const Number low = x[row][a], high = x[row][b];
-        x[row][a] = swap ? high : low;
-        x[row][b] = swap ? low : high;
+        const int a = first_of_pair(pair, bit);
+        swap_if(swap, x[row][a], x[row][a | 1 << bit]);
       }
     }
   }
@@ -237,7 +242,8 @@ struct WarpVectors {
         f(open((first + row) * vectors + map.vector(local)), map.index(tile, local), x[row][h]);
       }
     } else {
-      // Not the index of the last time: kept through all the stages, it would take the registers of the vectors.
+      // Not the index of the last time: kept through all the stages, it would take the registers of the vectors. Nor are
+      // bits of it known, with which sums with constants would be ORs and no part of an address.
       const int start = forgotten(map.index(tile, Tile::memory_element(forgotten(lane), 0)));
       KALEIDO_UNROLL
       for (int row = 0; row < kRows; ++row) {
@@ -405,29 +411,28 @@ struct PowerSink {
   // Neighbouring lanes with different filters; every so many lanes have the same, and add up other outputs for them.
   static constexpr int kFilterLanes = 8;
 
-  // Adds up the sums of lanes with the same filters. Each step leaves a lane half of its rows, the upper ones where its
-  // number has bit kMask, until it has one, which is that of all. Returns which, in sums[.][0].
-  template <int kPerLane, int kRows, int kMask, class Block>
-  static KALEIDO_DEVICE int add_parts(Real (&sums)[kPerLane][kRows], int rows_before, int lane, Block& block) {
+  // Adds up the sums of lanes with the same filters. Each step leaves a lane half of its kHave rows, the upper ones where
+  // its number has bit kMask, until it has one, which is that of all. Returns which, in sums[.][0].
+  template <int kHave, int kMask, int kPerLane, int kRows, class Block>
+  static KALEIDO_DEVICE int add_parts(Real (&sums)[kPerLane][kRows], int lane, Block& block) {
     if constexpr (kMask < kFilterLanes) {
-      return rows_before;
+      return 0;
     } else {
-      constexpr int kHalvings = kMask == kLanes / 2 ? 0 : 1, kHave = kRows >> kHalvings;  // rows that lanes still have
+      constexpr int kHalf = kHave / 2;
       const bool upper = lane & kMask;
       KALEIDO_UNROLL
       for (int j = 0; j < kPerLane; ++j) {
         if constexpr (kHave > 1) {
           KALEIDO_UNROLL
-          for (int row = 0; row < kHave / 2; ++row) {
-            const Real low = sums[j][row], high = sums[j][row + kHave / 2];
+          for (int row = 0; row < kHalf; ++row) {
+            const Real low = sums[j][row], high = sums[j][row + kHalf];
             sums[j][row] = (upper ? high : low) + block.shuffle_xor(upper ? low : high, kMask);
           }
         } else {
           sums[j][0] += block.shuffle_xor(sums[j][0], kMask);
         }
       }
-      return add_parts<kPerLane, kRows, kMask / 2>(sums, rows_before + (kHave > 1 && upper ? kHave / 2 : 0), lane,
-                                                   block);
+      return (upper ? kHalf : 0) + add_parts<(kHave > 1 ? kHalf : 1), kMask / 2>(sums, lane, block);
     }
   }
 
@@ -460,7 +465,7 @@ struct PowerSink {
     KALEIDO_UNROLL_BY(1)
     for (int k = part + inside * kParts; k < n_rows; k += kParts)
       add(k, [&](int j) { return filter + j * kFilterLanes < n_filters; });
-    const int row = add_parts<kPerLane, kRows, kLanes / 2>(sums, 0, lane, block);
+    const int row = add_parts<kRows, kLanes / 2>(sums, lane, block);
     // Where there are fewer rows than parts, some lanes have the same.
     const bool writes = part % (kParts / kRows) == 0 && vector(row) < count;
     Real* to = out + vector(row) * n_filters + filter;

@@ -134,8 +134,8 @@ struct Product {
   template <class F>
   void backward_run(const Run& run, std::int64_t count, Number* factors_grad, F&& launch) const {
     const std::int64_t per_tile = run.map.vectors_per_tile();
-    int at_once = backward_blocks(run, backward_threads<Number>(), gpu.device);
-    if (run.blocks > 1) STD_CUDA_CHECK(Launch<Number>::backward_clusters(run, &at_once));
+    int at_once;
+    STD_CUDA_CHECK(Launch<Number>::backward_clusters(run, gpu.device, &at_once));
     // Blocks or clusters that share a place in the vector: at most one for each tile.
     const std::int64_t tile_rows = (count + per_tile - 1) / per_tile, of_place = at_once / run.map.tiles_per_vector();
     const int parts = int(std::max<std::int64_t>(1, std::min(of_place, tile_rows)));

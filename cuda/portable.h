@@ -26,6 +26,8 @@ KALEIDO_DEVICE int forgotten(int x) {
   return x;
 }
 
+KALEIDO_DEVICE unsigned forgotten(unsigned x) { return unsigned(forgotten(int(x))); }
+
 template <class T>
 KALEIDO_DEVICE T* forgotten(T* pointer) {
 #ifdef __CUDA_ARCH__

@@ -203,6 +203,12 @@ struct Cluster {
   Fibers fibers;
   std::vector<std::unique_ptr<char[]>> shared;
   std::vector<double> exchanged;
+  // Shared memory of a block.
+  char* memory_of(int block) const {
+    char* p = shared[block].get();
+    return p + (64 - reinterpret_cast<std::uintptr_t>(p) % 64) % 64;
+  }
+
   // What threads put into shared memory comes there some time later.
   struct Put {
     char *to, *barrier;
@@ -226,8 +232,7 @@ struct Cluster {
   // That memory of a block which has ended is not written to.
   void check_lives(const char* place) const {
     for (int b = 0; b < blocks; ++b) {
-      const char* begin = shared[b].get();
-      if (begin <= place && place < begin + shared_bytes + 64 && fibers.has_ended(b)) {
+      if (memory_of(b) <= place && place < memory_of(b) + shared_bytes && fibers.has_ended(b)) {
         std::fprintf(stderr, "shared memory of a block that has ended is written to\n");
         std::abort();
       }
@@ -247,13 +252,9 @@ struct Cluster {
 inline int Block::threads() const { return cluster_.threads; }
 inline int Block::cluster_size() const { return cluster_.blocks; }
 inline int Block::fiber_of(int rank, int thread) const { return rank * cluster_.threads + thread; }
-inline char* Block::shared() const {
-  char* p = cluster_.shared[rank_].get();
-  return p + (64 - reinterpret_cast<std::uintptr_t>(p) % 64) % 64;
-}
+inline char* Block::shared() const { return cluster_.memory_of(rank_); }
 inline Block::Address Block::in_block(int of, Address place) const {
-  const auto align = [](char* p) { return p + (64 - reinterpret_cast<std::uintptr_t>(p) % 64) % 64; };
-  return align(cluster_.shared[of].get()) + (place - align(cluster_.shared[rank_].get()));
+  return cluster_.memory_of(of) + (place - cluster_.memory_of(rank_));
 }
 inline void Block::sync() { cluster_.fibers.wait(fiber_of(rank_, 0), cluster_.threads); }
 inline void Block::sync_warp() {
@@ -272,22 +273,25 @@ struct Barrier {
     std::memcpy(&barrier, place, sizeof(barrier));
     return barrier;
   }
-  void store(void* place) {
-    if (arrived == count && awaited == 0) {
-      arrived = 0;
-      phase ^= 1;
+  static void change(void* place, int arrivals, int bytes) {
+    Barrier now = of(place);
+    now.arrived += arrivals;
+    now.awaited += bytes;
+    if (now.arrived == now.count && now.awaited == 0) {
+      now.arrived = 0;
+      now.phase ^= 1;
     }
-    std::memcpy(place, this, sizeof(*this));
+    std::memcpy(place, &now, sizeof(now));
   }
 };
 static_assert(sizeof(Barrier) == sizeof(std::uint64_t));
-inline void Block::begin_barrier(Address barrier, int count) { Barrier{std::uint8_t(count), 0, 0, 0}.store(barrier); }
+inline void Block::begin_barrier(Address barrier, int count) {
+  const Barrier begun{std::uint8_t(count), 0, 0, 0};
+  std::memcpy(barrier, &begun, sizeof(begun));
+}
 inline void Block::arrive_and_expect(Address barrier, int bytes) {
   cluster_.check_lives(barrier);
-  Barrier now = Barrier::of(barrier);
-  ++now.arrived;
-  now.awaited += bytes;
-  now.store(barrier);
+  Barrier::change(barrier, 1, bytes);
 }
 inline void Block::arrive(Address barrier) { arrive_and_expect(barrier, 0); }
 inline void Block::wait(Address barrier, int phase) {
@@ -307,9 +311,7 @@ void Block::put(Address to, const T& value, Address barrier) {
 inline void Cluster::arrive(const Put& put) {
   check_lives(put.to);
   std::memcpy(put.to, put.bytes, put.size);
-  Barrier now = Barrier::of(put.barrier);
-  now.awaited -= int(put.size);
-  now.store(put.barrier);
+  Barrier::change(put.barrier, 0, -int(put.size));
 }
 template <class T>
 T Block::shuffle(T x, int mask) {
