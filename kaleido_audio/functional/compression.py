@@ -1,0 +1,163 @@
+"""Compression of spectrograms: logarithms and per-channel energy normalisation."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Frames that one triangular matrix of `pcen` smooths at once.
+_SMOOTHING_BLOCK = 32
+
+
+def log_compression(x: Tensor, eps: float | Tensor = 1e-6) -> Tensor:
+    """Natural logarithm ``log(x + eps)``: finite, and with a finite gradient, on silence.
+
+    Args:
+        x: ``(..., n_channels, frames)``, not negative.
+        eps: a number or one per channel, ``(n_channels,)``, positive. The default is a little above what the
+            rounding of 16-bit audio leaves in a power mel band of [-1, 1] audio.
+
+    >>> log_compression(torch.zeros(1, 1), eps=1.0)
+    tensor([[0.]])
+    """
+    return (x + _per_channel(eps, x)).log()
+
+
+def log10_compression(x: Tensor, eps: float | Tensor = 1e-6) -> Tensor:
+    """Decimal logarithm ``log10(x + eps)``.
+
+    Args:
+        x, eps: as in `log_compression`.
+
+    >>> log10_compression(torch.full((1, 1), 99.0), eps=1.0)
+    tensor([[2.]])
+    """
+    return (x + _per_channel(eps, x)).log10()
+
+
+def db_compression(x: Tensor, power: float = 2.0, eps: float | Tensor = 1e-6) -> Tensor:
+    """Decibels ``20 / power * log10(x + eps)``, without a limit of the range below the largest value.
+
+    Args:
+        x, eps: as in `log_compression`.
+        power: exponent of the magnitude in x: 2 for a power spectrogram, 1 for a magnitude spectrogram.
+
+    >>> db_compression(torch.full((1, 1), 99.0), eps=1.0), db_compression(torch.full((1, 1), 99.0), 1.0, 1.0)
+    (tensor([[20.]]), tensor([[40.]]))
+    """
+    return (20.0 / power) * log10_compression(x, eps)
+
+
+def pcen_smoothing(time_constant: float, sample_rate: int, hop_length: int) -> float:
+    """Smoothing coefficient of `pcen` for a time constant, as in `librosa.pcen`.
+
+    Args:
+        time_constant: in seconds.
+        sample_rate: of the audio, in Hz.
+        hop_length: samples between frames.
+
+    Source: Lostanlen et al., "Per-Channel Energy Normalization: Why and How", 2019.
+
+    >>> round(pcen_smoothing(0.4, 16000, 160), 4)
+    0.0247
+    """
+    if time_constant <= 0:
+        raise ValueError(f"expected time_constant > 0 seconds, got {time_constant}")
+    frames = time_constant * sample_rate / hop_length
+    return (math.sqrt(1 + 4 * frames**2) - 1) / (2 * frames**2)
+
+
+def pcen(
+    x: Tensor,
+    smoothing: float | Tensor,
+    *,
+    gain: float | Tensor = 0.98,
+    bias: float | Tensor = 2.0,
+    power: float | Tensor = 0.5,
+    eps: float = 1e-6,
+    initial: float | Tensor | None = None,
+) -> Tensor:
+    """Per-channel energy normalisation: automatic gain control by a smoothed energy, then a root.
+
+    ``(x / (eps + m) ** gain + bias) ** power - bias ** power`` with the first-order low-pass
+    ``m[t] = (1 - smoothing) * m[t - 1] + smoothing * x[t]``, computed for blocks of frames by a triangular
+    matrix.
+
+    Args:
+        x: spectrogram ``(..., n_channels, frames)``, not negative.
+        smoothing: in (0, 1], e.g. of `pcen_smoothing`. This and the three next ones are a number or one per
+            channel, ``(n_channels,)``, and may need a gradient.
+        gain: exponent of the gain control, positive.
+        bias: offset, positive.
+        power: exponent of the compression, positive.
+        eps: positive number below any level of interest.
+        initial: m before the first frame, a number or ``(..., n_channels)``. By default the first frame,
+            which does not depend on the scale of the audio; `librosa.pcen` starts at 1.
+
+    Shape:
+        result ``(..., n_channels, frames)``.
+
+    Raises:
+        ValueError: shapes that do not fit or numbers out of range.
+
+    Source: Wang et al., "Trainable frontend for robust and far-field keyword spotting", ICASSP 2017,
+    equation 1.
+
+    >>> steady = torch.full((1, 50), 3.0)
+    >>> pcen(steady, 0.1, gain=1.0, bias=1.0, power=0.5, eps=1e-9)[0, -1]  # sqrt(3 / 3 + 1) - 1
+    tensor(0.4142)
+    """
+    if x.ndim < 2:
+        raise ValueError(f"expected x of shape (..., n_channels, frames), got {tuple(x.shape)}")
+    if not isinstance(smoothing, Tensor) and not 0 < smoothing <= 1:
+        raise ValueError(f"expected smoothing in (0, 1], got {smoothing}")
+    for name, value in (("gain", gain), ("bias", bias), ("power", power), ("eps", eps)):
+        if not isinstance(value, Tensor) and not value > 0:
+            raise ValueError(f"expected {name} > 0, got {value}")
+    smoothing, gain, bias, power = (_per_channel(value, x) for value in (smoothing, gain, bias, power))
+    start = x[..., :1] if initial is None else torch.as_tensor(initial, dtype=x.dtype, device=x.device)
+    if initial is not None and start.ndim:
+        start = start.unsqueeze(-1)
+    level = _first_order(smoothing * x, 1 - smoothing, start)
+    # In logarithms: (eps + m) ** -gain is exact for m far below and far above eps.
+    normalised = x * torch.exp(-gain * (math.log(eps) + torch.log1p(level / eps)))
+    return bias**power * torch.expm1(power * torch.log1p(normalised / bias))
+
+
+def _first_order(u: Tensor, decay: Tensor, initial: Tensor) -> Tensor:
+    """``y[t] = decay * y[t - 1] + u[t]`` over the last dimension, with ``y[-1] = initial``.
+
+    Within a block of frames the recursion is a triangular matrix; from block to block it is a recursion
+    again, shorter by the size of a block.
+
+    Shape:
+        u ``(..., channels, frames)``, decay ``()`` or ``(channels, 1)``, initial broadcastable to
+        ``(..., channels, 1)``.
+    """
+    frames, size = u.shape[-1], _SMOOTHING_BLOCK
+    n_blocks = -(-frames // size)
+    blocks = F.pad(u, (0, n_blocks * size - frames)).unflatten(-1, (n_blocks, size))
+    step = torch.arange(size, device=u.device)
+    lag = (step.unsqueeze(1) - step).clamp(min=0)
+    decay = decay.unsqueeze(-1) if decay.ndim else decay
+    alone = blocks @ torch.tril(decay**lag).mT
+    before = initial.expand(*u.shape[:-1], 1)
+    if n_blocks > 1:
+        block_decay = decay.squeeze(-1) ** size if decay.ndim else decay**size
+        ends = _first_order(alone[..., :-1, -1], block_decay, initial)
+        before = torch.cat([before, ends], dim=-1)
+    result = alone + decay ** (step + 1) * before.unsqueeze(-1)
+    return result.flatten(-2)[..., :frames]
+
+
+def _per_channel(value: float | Tensor, x: Tensor) -> Tensor:
+    """A number, or one per channel of x ``(..., channels, frames)``, ready to be broadcast with x."""
+    value = torch.as_tensor(value, dtype=x.dtype, device=x.device)
+    if value.ndim > 1 or (value.ndim == 1 and (x.ndim < 2 or value.shape[0] not in (1, x.shape[-2]))):
+        raise ValueError(
+            f"expected a number or one value per channel of features {tuple(x.shape)}, got shape {tuple(value.shape)}"
+        )
+    return value.unsqueeze(-1) if value.ndim else value
