@@ -10,19 +10,31 @@ from kaleido_audio.functional.compression import (
     log10_compression,
     log_compression,
     pcen,
+    pcen_level,
     pcen_smoothing,
 )
 from kaleido_audio.functional.framing import PAD_MODES, check_lengths, frame, frame_counts, mask_frames
+from kaleido_audio.functional.kaldi import (
+    KALDI_WINDOWS,
+    kaldi_frame_counts,
+    kaldi_frames,
+    kaldi_mel_filterbank,
+    kaldi_window,
+    pre_emphasize_frames,
+)
 from kaleido_audio.functional.mel import MEL_SCALES, apply_filterbank, hz_to_mel, mel_filterbank, mel_to_hz, nonnegative
 from kaleido_audio.functional.spectrograms import (
     NORMALIZATIONS,
     fuses_k_mel,
     k_mel_spectrogram,
     k_spectrogram,
+    power_of_squared,
     spectrogram,
+    widened,
 )
 
 __all__ = [
+    "KALDI_WINDOWS",
     "MEL_SCALES",
     "NORMALIZATIONS",
     "PAD_MODES",
@@ -37,6 +49,10 @@ __all__ = [
     "hz_to_mel",
     "k_mel_spectrogram",
     "k_spectrogram",
+    "kaldi_frame_counts",
+    "kaldi_frames",
+    "kaldi_mel_filterbank",
+    "kaldi_window",
     "log10_compression",
     "log_compression",
     "mask_frames",
@@ -44,6 +60,10 @@ __all__ = [
     "mel_to_hz",
     "nonnegative",
     "pcen",
+    "pcen_level",
     "pcen_smoothing",
+    "power_of_squared",
+    "pre_emphasize_frames",
     "spectrogram",
+    "widened",
 ]

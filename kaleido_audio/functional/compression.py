@@ -117,14 +117,30 @@ def pcen(
     for name, value in (("gain", gain), ("bias", bias), ("power", power), ("eps", eps)):
         if not isinstance(value, Tensor) and not value > 0:
             raise ValueError(f"expected {name} > 0, got {value}")
-    smoothing, gain, bias, power = (_per_channel(value, x) for value in (smoothing, gain, bias, power))
-    start = x[..., :1] if initial is None else torch.as_tensor(initial, dtype=x.dtype, device=x.device)
-    if initial is not None and start.ndim:
-        start = start.unsqueeze(-1)
-    level = _first_order(smoothing * x, 1 - smoothing, start)
+    level = pcen_level(x, smoothing, initial=initial)
+    gain, bias, power = (_per_channel(value, x) for value in (gain, bias, power))
     # In logarithms: (eps + m) ** -gain is exact for m far below and far above eps.
     normalised = x * torch.exp(-gain * (math.log(eps) + torch.log1p(level / eps)))
     return bias**power * torch.expm1(power * torch.log1p(normalised / bias))
+
+
+def pcen_level(x: Tensor, smoothing: float | Tensor, *, initial: float | Tensor | None = None) -> Tensor:
+    """The smoothed energy m of `pcen`: its last frame is the `initial` of what follows.
+
+    Args:
+        x, smoothing, initial: as in `pcen`.
+
+    Shape:
+        result ``(..., n_channels, frames)``.
+
+    >>> pcen_level(torch.tensor([[0.0, 4.0]]), 0.25)
+    tensor([[0., 1.]])
+    """
+    smoothing = _per_channel(smoothing, x)
+    start = x[..., :1] if initial is None else torch.as_tensor(initial, dtype=x.dtype, device=x.device)
+    if initial is not None and start.ndim:
+        start = start.unsqueeze(-1)
+    return _first_order(smoothing * x, 1 - smoothing, start)
 
 
 def _first_order(u: Tensor, decay: Tensor, initial: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ def pad_signal(
     if lengths is None:
         if pad:
             waveform = F.pad(waveform, (pad, pad))
-        return _with_margins(waveform, margin, pad_mode)
+        return with_margins(waveform, margin, pad_mode)
 
     shortest = check_lengths(waveform, lengths)
     if shortest is not None:
@@ -122,7 +122,17 @@ def pad_signal(
     return waveform
 
 
-def _with_margins(waveform: Tensor, margin: int, pad_mode: str) -> Tensor:
+def with_margins(waveform: Tensor, margin: int, pad_mode: str) -> Tensor:
+    """A signal of at least margin + 1 samples with margin more at both ends.
+
+    Args:
+        waveform: ``(..., time)``.
+        margin: samples.
+        pad_mode: as in `frame`, or ``"symmetric"``: the signal mirrored with its end samples.
+
+    >>> with_margins(torch.arange(3.0), 2, "reflect")
+    tensor([2., 1., 0., 1., 2., 1., 0.])
+    """
     # Slices instead of F.pad: any leading shape, and a backward that is deterministic on every device.
     if margin == 0:
         return waveform
@@ -131,6 +141,8 @@ def _with_margins(waveform: Tensor, margin: int, pad_mode: str) -> Tensor:
     if pad_mode == "reflect":
         left = waveform[..., 1 : margin + 1].flip(-1)
         right = waveform[..., -margin - 1 : -1].flip(-1)
+    elif pad_mode == "symmetric":
+        left, right = waveform[..., :margin].flip(-1), waveform[..., -margin:].flip(-1)
     elif pad_mode == "replicate":
         shape = (*waveform.shape[:-1], margin)
         left, right = waveform[..., :1].expand(shape), waveform[..., -1:].expand(shape)
@@ -140,7 +152,7 @@ def _with_margins(waveform: Tensor, margin: int, pad_mode: str) -> Tensor:
 
 
 def _with_own_margins(waveform: Tensor, lengths: Tensor, margin: int, pad_mode: str) -> Tensor:
-    """`_with_margins` for every item ``(batch, time)`` at its own end; zeros after that."""
+    """`with_margins` for every item ``(batch, time)`` at its own end; zeros after that."""
     time = waveform.shape[-1]
     position = torch.arange(-margin, time + margin, device=waveform.device)
     length = lengths.unsqueeze(1)

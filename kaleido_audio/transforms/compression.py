@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -138,16 +140,33 @@ class PCEN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise and compress a spectrogram."""
+        return F.pcen(x, eps=self.eps, **self._values())
+
+    def stream(self) -> Callable[[Tensor], Tensor]:
+        """A function of a spectrogram's frames in pieces, one after another: it remembers their smoothed energy.
+
+        No gradient goes from a piece to those before it.
+        """
+        level: Tensor | None = None
+
+        def compress(x: Tensor) -> Tensor:
+            nonlocal level
+            values = self._values()
+            result = F.pcen(x, eps=self.eps, initial=level, **values)
+            level = F.pcen_level(x, values["smoothing"], initial=level)[..., -1].detach()
+            return result
+
+        return compress
+
+    def _values(self) -> dict[str, Any]:
         if not self.learnable:
-            return F.pcen(x, eps=self.eps, **self.start)
-        return F.pcen(
-            x,
-            self.logit_smoothing.sigmoid(),
-            gain=self.log_gain.exp(),
-            bias=self.log_bias.exp(),
-            power=self.log_power.exp(),
-            eps=self.eps,
-        )
+            return self.start
+        return {
+            "smoothing": self.logit_smoothing.sigmoid(),
+            "gain": self.log_gain.exp(),
+            "bias": self.log_bias.exp(),
+            "power": self.log_power.exp(),
+        }
 
     def extra_repr(self) -> str:
         """Values at the start and whether they are learnable."""

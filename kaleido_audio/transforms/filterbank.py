@@ -26,6 +26,7 @@ class Filterbank(nn.Module):
     Raises:
         ValueError: negative weights, or shapes that do not fit.
 
+    >>> import torch
     >>> Filterbank(torch.ones(3, 2))(torch.ones(3, 5))[:, 0]
     tensor([3., 3.], grad_fn=<SelectBackward0>)
     """

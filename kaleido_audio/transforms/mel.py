@@ -15,6 +15,7 @@ from kaleido_audio.transforms.compression import COMPRESSIONS, PCEN, Compression
 from kaleido_audio.transforms.filterbank import Filterbank
 from kaleido_audio.transforms.options import checked_learnable, learnable_repr
 from kaleido_audio.transforms.spectrograms import KSpectrogram, Spectrogram, settings_of
+from kaleido_audio.transforms.streaming import Stream
 
 
 class MelFrontEnd(nn.Module):
@@ -33,7 +34,7 @@ class MelFrontEnd(nn.Module):
     """
 
     def __init__(
-        self, spectrogram: Spectrogram, mel_scale: Filterbank, compression: nn.Module | None, sample_rate: int
+        self, spectrogram: Spectrogram, mel_scale: Filterbank, compression: nn.Module | None, sample_rate: float
     ) -> None:
         super().__init__()
         self.sample_rate = sample_rate
@@ -59,6 +60,22 @@ class MelFrontEnd(nn.Module):
             specgram, counts = self.spectrogram(waveform, lengths)
             # Masked again, because compression turns zeros into something else.
             return F.mask_frames(self._features(specgram), counts), counts
+
+    def stream(self) -> Stream:
+        """The features of a signal that comes in pieces, see `Stream`.
+
+        Raises:
+            ValueError: pad_mode is ``"circular"``, which begins with the end of the signal.
+        """
+        compress = self.compression.stream() if isinstance(self.compression, PCEN) else self.compression
+
+        def features(stretch: Tensor) -> Tensor:
+            with torch.autocast(self.mel_scale.fb.device.type, enabled=False):
+                bands = self.mel_scale(self.spectrogram.of_padded(stretch))
+                return bands if compress is None else compress(bands)
+
+        framing = self.spectrogram.framing()
+        return Stream(framing, features, self, n_features=self.n_features, dtype=self.spectrogram.window.dtype)
 
     def _features(self, specgram: Tensor) -> Tensor:
         features = self.mel_scale(specgram)

@@ -15,6 +15,7 @@ from kaleido_audio import functional as F
 from kaleido_audio.factors import identity_factors
 from kaleido_audio.kmatrix import KMatrix, padded_size
 from kaleido_audio.transforms.options import checked_dtype, checked_learnable, learnable_repr
+from kaleido_audio.transforms.streaming import Framing, Stream
 
 _COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
@@ -104,24 +105,52 @@ class Spectrogram(nn.Module):
         """Spectrogram of a waveform; with lengths, also the frame counts."""
         # Neither torch.fft nor complex factors exist in the half-precision types of autocast.
         with torch.autocast(self.window.device.type, enabled=False):
-            specgram = self._specgram(waveform, lengths)
+            specgram = self._specgram(waveform, lengths, self.pad, self.center)
         return specgram if lengths is None else (specgram, self.frame_counts(lengths))
 
     def frame_counts(self, lengths: Tensor) -> Tensor:
         """Number of frames of waveforms of given lengths (samples)."""
         return F.frame_counts(lengths, self.n_fft, self.hop_length, pad=self.pad, center=self.center)
 
-    def _specgram(self, waveform: Tensor, lengths: Tensor | None) -> Tensor:
+    def stream(self) -> Stream:
+        """The spectrogram of a signal that comes in pieces, see `Stream`.
+
+        Raises:
+            ValueError: pad_mode is ``"circular"``, which begins with the end of the signal.
+        """
+        dtype = self.window.dtype if self.power is not None else self.window.dtype.to_complex()
+        return Stream(self.framing(), self.of_padded, self, n_features=self.n_features, dtype=dtype)
+
+    def framing(self) -> Framing:
+        """Where the frames of a signal lie, for a `Stream`."""
+        margin = self.n_fft // 2 if self.center else 0
+        if margin and self.pad_mode == "circular":
+            raise ValueError(
+                "pad_mode='circular' begins with the end of the signal, which a stream does not know: choose another "
+                "pad_mode, or center=False"
+            )
+
+        def count(samples: int) -> int:
+            return int(self.frame_counts(torch.tensor(samples)))
+
+        return Framing(self.n_fft, self.hop_length, self.pad, margin, self.pad_mode, 0, count)
+
+    def of_padded(self, stretch: Tensor) -> Tensor:
+        """Spectrogram of samples that begin and end with a frame: nothing is put at their ends."""
+        with torch.autocast(self.window.device.type, enabled=False):
+            return self._specgram(stretch, None, 0, False)
+
+    def _specgram(self, waveform: Tensor, lengths: Tensor | None, pad: int, center: bool) -> Tensor:
         return F.spectrogram(
             waveform,
-            self.pad,
+            pad,
             self.window,
             self.n_fft,
             self.hop_length,
             self.win_length,
             self.power,
             self.normalized,
-            self.center,
+            center,
             self.pad_mode,
             self.onesided,
             lengths=lengths,
@@ -235,17 +264,17 @@ class KSpectrogram(Spectrogram):
         """
         return cls(**settings_of(module), **options).to(module.window.device)
 
-    def _specgram(self, waveform: Tensor, lengths: Tensor | None) -> Tensor:
+    def _specgram(self, waveform: Tensor, lengths: Tensor | None, pad: int, center: bool) -> Tensor:
         return F.k_spectrogram(
             waveform,
-            self.pad,
+            pad,
             self.window,
             self.n_fft,
             self.hop_length,
             self.win_length,
             self.power,
             self.normalized,
-            self.center,
+            center,
             self.pad_mode,
             factors=self.transform.factors,
             rows=self.rows,

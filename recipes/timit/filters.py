@@ -174,7 +174,7 @@ def _response_images(
     figure: SubFigure,
     rows: tuple[np.ndarray, np.ndarray],
     responses: Sequence[np.ndarray],
-    sample_rate: int,
+    sample_rate: float,
     colour: str,
 ) -> None:
     """Responses of all rows before and after, their change, and the change of each row's gain."""
@@ -201,7 +201,9 @@ def _response_images(
     panels[3].grid(alpha=0.3)
 
 
-def _filterbank_panels(figure: SubFigure, before: np.ndarray, after: np.ndarray, sample_rate: int, colour: str) -> None:
+def _filterbank_panels(
+    figure: SubFigure, before: np.ndarray, after: np.ndarray, sample_rate: float, colour: str
+) -> None:
     """The filterbank ``(n_bands, n_freqs)`` before and after, its change, and its filters as curves."""
     panels = figure.subplots(1, 4)
     limit = sample_rate / 2000.0
