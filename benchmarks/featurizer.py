@@ -1,4 +1,4 @@
-"""Log-mel front ends on 41 s of audio: ours, torchaudio's, a dense learnable DFT, nnAudio's and LEAF.
+"""Log-mel front ends on 41 s of audio: ours, torchaudio's, a dense learnable DFT, nnAudio's and LEAF; Kaldi's features.
 
 Inference is one waveform without gradients; training is a batch of eight, forward and backward, with gradients of the
 front end's own parameters. 16 kHz, windows of 25 ms every 10 ms, 40 channels, a log.

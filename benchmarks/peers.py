@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kaleido_audio import functional as F
-from kaleido_audio.transforms import Filterbank, KMelSpectrogram
+from kaleido_audio.transforms import Filterbank, KFbank, KMelSpectrogram
 
 EPS = 1e-6
 
@@ -121,6 +121,36 @@ def torchaudio(settings: Features) -> nn.Module:
     )
 
 
+def kaldi(settings: Features) -> nn.Module:
+    """Ours: Kaldi's filterbank features with learnable transform and filterbank."""
+    return KFbank(num_mel_bins=settings.n_mels, round_to_power_of_two=settings.n_fft != settings.win_length)
+
+
+class TorchaudioFbank(nn.Module):
+    """``torchaudio.compliance.kaldi.fbank``, which takes one waveform at a time.
+
+    Shape:
+        ``(batch, time)`` to ``(batch, n_mels, frames)``.
+    """
+
+    def __init__(self, fbank: Callable[..., Tensor], settings: Features) -> None:
+        super().__init__()
+        self.fbank = fbank
+        self.options = {
+            "num_mel_bins": settings.n_mels,
+            "round_to_power_of_two": settings.n_fft != settings.win_length,
+        }
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Features of a waveform."""
+        return torch.stack([self.fbank(item.unsqueeze(0), **self.options).mT for item in waveform])
+
+
+def torchaudio_kaldi(settings: Features) -> nn.Module:
+    """``torchaudio.compliance.kaldi.fbank``."""
+    return TorchaudioFbank(_import("torchaudio.compliance.kaldi", "torchaudio of the version of torch").fbank, settings)
+
+
 def nnaudio(settings: Features) -> nn.Module:
     """``nnAudio.features.MelSpectrogram`` with its learnable STFT and filterbank, and a log."""
     features = _import("nnAudio.features", "nnAudio")
@@ -163,10 +193,12 @@ PEERS: dict[str, Callable[[Features], nn.Module]] = {
     "torchaudio": torchaudio,
     "nnAudio": nnaudio,
     "LEAF": leaf,
+    "KFbank": kaldi,
+    "Kaldi (torchaudio)": torchaudio_kaldi,
 }
-FIXED = frozenset({"torchaudio"})
+FIXED = frozenset({"torchaudio", "Kaldi (torchaudio)"})
 """Peers without parameters: nothing to train."""
-OTHER_FEATURES = frozenset({"LEAF"})
+OTHER_FEATURES = frozenset({"LEAF", "KFbank", "Kaldi (torchaudio)"})
 """Peers whose features differ from log-mel by design."""
 
 

@@ -24,6 +24,8 @@ COLOURS = {
     "torchaudio": "#009E73",
     "nnAudio": "#E69F00",
     "LEAF": "#CC79A7",
+    "KFbank": "#56B4E9",
+    "Kaldi (torchaudio)": "#009E73",
     "limit": "#8C8C8C",
     "copy": "#8C8C8C",
 }
