@@ -111,6 +111,7 @@ def build(output: Path) -> None:
     flags = [*COMPILE_FLAGS, "-isystem", str(torch / "include"), *(["-ccbin", host[0]] if host else [])]
     flags += [f"-Xcompiler={flag}" for flag in [*HOST_FLAGS, f"-ffile-prefix-map={torch}=torch"]]
     chosen = architectures(nvcc)
+    flags.append(f"-DKALEIDO_CUDA_ARCHITECTURES={':'.join(chosen)}")
     for number in chosen:
         codes = f"sm_{number}" if number != chosen[-1] else f"[sm_{number},compute_{number}]"
         flags.append(f"-gencode=arch=compute_{number},code={codes}")

@@ -3,7 +3,9 @@
 
 #include <map>
 #include <mutex>
+#include <set>
 #include <tuple>
+#include <utility>
 
 #include "block.cuh"
 #include "cluster.h"
@@ -60,15 +62,29 @@ struct Grid {
   int cluster = 1;                // blocks
 };
 
+// Lets a kernel have as much shared memory as there is, once for each GPU. To ask for what one launch needs would take
+// it from a larger one that another thread is about to make: the limit is the kernel's, not the launch's.
+template <class Kernel>
+cudaError_t allow_shared_memory(Kernel* kernel) {
+  int gpu = 0, most = 0;
+  if (const cudaError_t error = cudaGetDevice(&gpu)) return error;
+  static std::mutex mutex;
+  static std::set<std::pair<int, const void*>> allowed;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto key = std::make_pair(gpu, reinterpret_cast<const void*>(kernel));
+  if (allowed.count(key)) return cudaSuccess;
+  if (const cudaError_t error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, gpu))
+    return error;
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  if (!error) allowed.insert(key);
+  return error;
+}
+
 // f(config) for the launch of a kernel.
 template <class Kernel, class F>
 cudaError_t with_config(Kernel* kernel, const Grid& grid, cudaStream_t stream, F&& f) {
-  // More than 48 KiB have to be asked for.
-  if (grid.shared_bytes > 48 << 10) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.shared_bytes));
-    if (error) return error;
-  }
+  if (grid.shared_bytes > 48 << 10)
+    if (const cudaError_t error = allow_shared_memory(kernel)) return error;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned(grid.blocks));
   config.blockDim = dim3(unsigned(grid.threads));

@@ -1,6 +1,8 @@
 // The operators kaleido_audio::* for CUDA tensors. Their schemas are defined by the CPU library, which is loaded first.
 
+#include <algorithm>
 #include <climits>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -91,6 +93,7 @@ void with_complex(const Tensor& factors, F&& f) {
 }
 
 void set_to_zero(Tensor& tensor, const Gpu& gpu, std::int64_t bytes_of_one) {
+  if (tensor.numel() == 0) return;
   STD_CUDA_CHECK(cudaMemsetAsync(tensor.mutable_data_ptr(), 0, tensor.numel() * bytes_of_one, gpu.stream));
 }
 
@@ -126,18 +129,30 @@ struct Product {
   }
 
   std::vector<Run> runs() const {
-    return plan_runs(log_n(), n_stages(), {stages_of_group<Number>(), backward_threads<Number>(), int(sizeof(Number)),
-                                           gpu.device.block_bytes, gpu.device.cluster});
+    const auto planned = [&](int cluster) {
+      return plan_runs(log_n(), n_stages(), {stages_of_group<Number>(), backward_threads<Number>(),
+                                             int(sizeof(Number)), gpu.device.block_bytes, cluster});
+    };
+    const auto runs = planned(gpu.device.cluster);
+    // What a process was given of a GPU may be too little for a cluster.
+    const bool possible = std::all_of(runs.begin(), runs.end(), [&](const Run& run) { return at_once(run) > 0; });
+    return possible ? runs : planned(1);
+  }
+
+  // Clusters, or blocks, of a run that the GPU holds at once.
+  int at_once(const Run& run) const {
+    int clusters;
+    STD_CUDA_CHECK(Launch<Number>::backward_clusters(run, gpu.device, &clusters));
+    return clusters;
   }
 
   // launch(parts, partial) for one run, then the sum of its partial gradients.
   template <class F>
   void backward_run(const Run& run, std::int64_t count, Number* factors_grad, F&& launch) const {
     const std::int64_t per_tile = run.map.vectors_per_tile();
-    int at_once;
-    STD_CUDA_CHECK(Launch<Number>::backward_clusters(run, gpu.device, &at_once));
     // Blocks or clusters that share a place in the vector: at most one for each tile.
-    const std::int64_t tile_rows = (count + per_tile - 1) / per_tile, of_place = at_once / run.map.tiles_per_vector();
+    const std::int64_t tile_rows = (count + per_tile - 1) / per_tile;
+    const std::int64_t of_place = at_once(run) / run.map.tiles_per_vector();
     const int parts = int(std::max<std::int64_t>(1, std::min(of_place, tile_rows)));
     const std::int64_t numbers = std::int64_t(run.last - run.first) * 2 * n();
     const Scratch partial(factors_grad ? parts * per_tile * numbers * std::int64_t(sizeof(Number)) : 0, factors);
@@ -382,9 +397,16 @@ std::tuple<Tensor, Tensor, Tensor> power_spectrum_backward(Tensor grad, Tensor w
   return {waveform_result, window_result, factors_result};
 }
 
+#define KALEIDO_TEXT_OF(tokens) #tokens
+#define KALEIDO_TEXT(macro) KALEIDO_TEXT_OF(macro)
+
+// Ten times the compute capabilities that there is code for, in rising order, as "80:90"; the last has PTX too.
+std::string cuda_architectures() { return KALEIDO_TEXT(KALEIDO_CUDA_ARCHITECTURES); }
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(kaleido_audio, m) {
+  m.def("cuda_architectures() -> str");
   // log_scale * log(filterbank^T |z|^power + eps), or without the logarithm where log_scale is 0; no gradients.
   m.def(
       "log_filterbank(Tensor waveform, Tensor window, Tensor factors, Tensor rows, int hop, Tensor filterbank, "
@@ -398,4 +420,8 @@ STABLE_TORCH_LIBRARY_IMPL(kaleido_audio, KALEIDO_DISPATCH_KEY, m) {
   m.impl("power_spectrum", TORCH_BOX(&power_spectrum));
   m.impl("power_spectrum_backward", TORCH_BOX(&power_spectrum_backward));
   m.impl("log_filterbank", TORCH_BOX(&log_filterbank));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(kaleido_audio, CompositeExplicitAutograd, m) {
+  m.impl("cuda_architectures", TORCH_BOX(&cuda_architectures));
 }

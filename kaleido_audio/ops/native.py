@@ -39,6 +39,7 @@ _devices: set[str] = set()
 _functions: dict[str, Any] = {}
 _missing: dict[str, str] = {}
 _warned: set[str] = set()
+_has_code_for: dict[int | None, bool] = {}
 _ready = False
 _butterfly_no_grad: Any = None
 _is_compiling = torch.compiler.is_compiling
@@ -46,11 +47,43 @@ _is_compiling = torch.compiler.is_compiling
 
 def is_native(x: Tensor) -> bool:
     """Whether a native kernel takes tensors like ``x`` now; says once if there is none for want of a library."""
-    if x.device.type in _devices:
+    device = x.device
+    if device.type in _devices and (device.type != "cuda" or _has_code(device.index)):
         # Forward-mode differentiation goes through the composite path, which has rules for it.
         return forward_ad._current_level < 0
-    if x.device.type in _missing:
-        _warn_once(x.device.type)
+    if device.type in _missing:
+        _warn_once(device.type)
+    return False
+
+
+@torch.compiler.assume_constant_result
+def _has_code(gpu: int | None) -> bool:
+    """Whether the CUDA library was compiled for a GPU."""
+    if gpu not in _has_code_for:
+        # Without a GPU, fake tensors alone come here.
+        _has_code_for[gpu] = not torch.cuda.is_available() or runs_on(
+            torch.ops.kaleido_audio.cuda_architectures(), torch.cuda.get_device_capability(gpu)
+        )
+    return _has_code_for[gpu]
+
+
+def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
+    """Whether code compiled for some architectures runs on a GPU; if not, `_missing` says so.
+
+    Args:
+        architectures: ten times the compute capabilities of the code, in rising order, e.g. ``"80:90"``. It runs on
+            GPUs of the same generation that are not older, and the last has PTX, which runs on all that are not older.
+        capability: of the GPU.
+
+    >>> runs_on("80:90", (8, 6)), runs_on("80:90", (12, 0)), runs_on("90", (8, 0))
+    (True, True, False)
+    """
+    numbers = [int(part.rstrip("af")) for part in architectures.split(":")]
+    own = 10 * capability[0] + capability[1]
+    if own >= numbers[-1] or any(own >= number and own // 10 == number // 10 for number in numbers):
+        return True
+    known = ", ".join(f"{number / 10:.1f}" for number in numbers)
+    _missing["cuda"] = f"they are for compute capability {known}, and this GPU has {own / 10:.1f}"
     return False
 
 

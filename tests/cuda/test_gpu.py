@@ -6,6 +6,7 @@ With ``KALEIDO_SIMULATED_GPU``, as `test_simulated` runs them, the same tests of
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -40,6 +41,31 @@ def assert_near(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype
     scale = max(expected.abs().max().item(), 1e-30)
     error = (actual - expected).abs().max().item() / scale
     assert error <= (3e-5 if torch.finfo(dtype).bits == 32 else 5e-14), f"relative error {error:.2e}"
+
+
+# First in this file: other tests would have launched these kernels before.
+@pytest.mark.skipif(SIMULATED, reason="a simulated GPU has no graphs")
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(("log_n", "dtype"), [(9, torch.float64), (13, torch.float32), (11, torch.complex64)], ids=str)
+def test_the_first_call_of_all_may_be_captured_in_a_graph(log_n: int, dtype: torch.dtype, backward: bool) -> None:
+    """What a kernel asks of the driver the first time, it asks here while a graph is captured."""
+    torch.manual_seed(0)
+    n, vectors = 1 << log_n, 3001
+    factors = random_factors(2, n, dtype)
+    x, grad = (torch.randn(vectors, n, dtype=dtype, device=DEVICE) for _ in range(2))
+
+    def call() -> torch.Tensor:
+        if not backward:
+            return torch.ops.kaleido_audio.butterfly(x, factors, n)
+        return torch.ops.kaleido_audio.butterfly_backward(grad, x, factors, True, True)[1]
+
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = call()
+    for tensor in (x, grad):
+        tensor.copy_(torch.randn_like(tensor))
+    graph.replay()
+    assert torch.equal(captured, call())
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
@@ -143,6 +169,24 @@ def test_on_another_stream_and_in_a_graph() -> None:
     x.copy_(torch.randn_like(x))
     graph.replay()
     assert_near(y, multiply_by_stages(x, factors), torch.float32)
+
+
+@pytest.mark.skipif(SIMULATED, reason="a simulated GPU has no streams")
+def test_threads_with_products_of_different_sizes() -> None:
+    torch.manual_seed(0)
+    cases = []
+    for n_factors in (1, 2, 4, 8):  # which take different amounts of shared memory from one kernel
+        x, factors = torch.randn(500, 512, device=DEVICE), random_factors(n_factors, 512, torch.float32) * 0.7
+        cases.append((x, factors, torch.ops.kaleido_audio.butterfly(x, factors, 512)))
+    torch.cuda.synchronize()
+
+    def work(case: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> bool:
+        x, factors, expected = case
+        results = [torch.ops.kaleido_audio.butterfly(x, factors, 512) for _ in range(200)]
+        return all(torch.equal(result, expected) for result in results)
+
+    with ThreadPoolExecutor(len(cases)) as pool:
+        assert all(pool.map(work, cases))
 
 
 @pytest.mark.parametrize("mode", ["tf32", "autocast"])

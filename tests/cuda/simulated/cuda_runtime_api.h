@@ -93,6 +93,12 @@ inline cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 
+enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin };
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = simulator::properties().block_bytes;
+  return cudaSuccess;
+}
+
 // One more than would fit, as on a GPU that is divided less well than it is here.
 template <class Kernel>
 cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel*, const cudaLaunchConfig_t* config) {
