@@ -7,6 +7,7 @@ import math
 import pickle
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kaleido_audio import KMatrix, exact
-from kaleido_audio.transforms import PCEN, Compression, Filterbank, KMelSpectrogram, KSpectrogram, Spectrogram
+from kaleido_audio.frontends import MFSC, SincNet
+from kaleido_audio.transforms import PCEN, Compression, Filterbank, KFbank, KMelSpectrogram, KSpectrogram, Spectrogram
 
 PAD_MODES = ("reflect", "constant", "replicate", "circular")
 SPEECH = {"sample_rate": 16000, "n_fft": 512, "win_length": 400, "hop_length": 160, "n_mels": 40}
@@ -224,17 +226,23 @@ def test_from_torchaudio_refuses_other_modules(torchaudio_transforms):
 # --- state dicts, copies ---
 
 
+OWN_KEYS = ["spectrogram.rows", "spectrogram.transform.weight"]
+
+
 def test_state_dicts_go_both_ways(torchaudio_transforms):
     theirs, ours = torchaudio_transforms.MelSpectrogram(**SMALL), KMelSpectrogram(**SMALL)
     theirs.mel_scale.fb.mul_(3)
     result = ours.load_state_dict(theirs.state_dict(), strict=False)
-    assert result.missing_keys == ["spectrogram.transform.weight"] and result.unexpected_keys == []
+    assert (
+        set(result.missing_keys) == {"spectrogram.rows", "spectrogram.transform.weight"}
+        and result.unexpected_keys == []
+    )
     x = noise(600)
     assert relative_error(ours(x), theirs(x)) < 1e-5
 
     fresh = torchaudio_transforms.MelSpectrogram(**SMALL)
     result = fresh.load_state_dict(ours.state_dict(), strict=False)
-    assert result.missing_keys == [] and result.unexpected_keys == ["spectrogram.transform.weight"]
+    assert result.missing_keys == [] and sorted(result.unexpected_keys) == OWN_KEYS
     assert torch.equal(fresh(x), theirs(x))
 
 
@@ -384,7 +392,7 @@ def test_init_from_a_k_matrix():
     assert fourier.weight.any()  # a copy
     real = KSpectrogram(64, init=exact.hadamard(64), power=None)
     assert real(x).is_complex() and not real.transform.is_complex
-    with pytest.raises(ValueError, match=r"n_fft = 64 points, got a KMatrix of 60"):
+    with pytest.raises(ValueError, match=r"n_fft = 64 points, got a KMatrix from 60 to 60"):
         KSpectrogram(64, init=fourier)
 
 
@@ -547,7 +555,7 @@ def test_training_moves_every_part_and_lowers_the_loss():
     module = KMelSpectrogram(
         **SMALL, compression="log", learnable=("transform", "filterbank", "window", "compression"), eps=1e-3
     )
-    before = copy.deepcopy(module.state_dict())
+    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
     x, target = noise(4, 800), noise(4, 6, 51, seed=3)
     losses = []
@@ -558,7 +566,7 @@ def test_training_moves_every_part_and_lowers_the_loss():
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.9 * losses[0]
-    assert all(not torch.equal(before[name], value) for name, value in module.state_dict().items())
+    assert all(not torch.equal(before[name], parameter) for name, parameter in module.named_parameters())
 
 
 def test_zeros_of_the_filterbank_learn():
@@ -646,3 +654,134 @@ def test_export():
 
 def test_a_k_matrix_is_what_is_inside():
     assert isinstance(KMelSpectrogram(**SMALL).spectrogram.transform, KMatrix)
+
+
+def trained(**options) -> KMelSpectrogram:
+    """After some steps that leave negative values in the filterbank's parameter."""
+    module = KMelSpectrogram(**SMALL, compression="log", **options)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
+    x = noise(4, 600)
+    for _ in range(10):
+        optimizer.zero_grad()
+        (module(x) + 15).square().mean().backward()
+        optimizer.step()
+    assert (module.mel_scale.fb < 0).any()
+    return module
+
+
+def test_negative_weights_count_as_zero_however_the_module_is_called():
+    module, x = trained(), noise(2, 600)
+    expected = module(x).detach()
+    plain = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    torch.testing.assert_close(torch.func.functional_call(module, plain, (x,)), expected)
+    frozen = KMelSpectrogram(**SMALL, compression="log", learnable=())
+    frozen.load_state_dict(module.state_dict())
+    torch.testing.assert_close(frozen(x), expected)
+    replicas = torch.func.stack_module_state([module, module])
+    results = torch.vmap(lambda p, b: torch.func.functional_call(module, (p, b), (x,)))(*replicas)
+    torch.testing.assert_close(results[0], expected)
+
+    def loss(parameters):
+        return torch.func.functional_call(module, parameters, (x,)).square().sum()
+
+    module.zero_grad()
+    module(x).square().sum().backward()
+    for name, gradient in torch.func.grad(loss)(plain).items():
+        torch.testing.assert_close(gradient, module.get_parameter(name).grad)
+
+
+@pytest.mark.parametrize("other", ["orthogonal", KMatrix(64, dtype=torch.complex64)], ids=["orthogonal", "KMatrix"])
+def test_a_state_dict_means_the_same_whatever_the_module_began_with(other):
+    x = noise(600)
+    for first, second in ((other, "fourier"), ("fourier", other)):
+        source, target = (KSpectrogram(64, hop_length=16, init=init) for init in (first, second))
+        target.load_state_dict(source.state_dict())
+        torch.testing.assert_close(target(x), source(x))
+
+
+@pytest.mark.parametrize("kind", [torch.int16, torch.int32, torch.uint16])
+@pytest.mark.parametrize("make", [MFSC, KMelSpectrogram, KFbank, SincNet])
+def test_lengths_of_any_integer_type(make, kind):
+    torch.manual_seed(0)
+    options = {"context": "utterance", "n_filters": (4, 4, 4, 4)} if make is SincNet else {}
+    module, x = make(**options).eval(), noise(2, 32760)
+    lengths = torch.tensor([32760, 32700])
+    for got, expected in zip(module(x, lengths.to(kind)), module(x, lengths), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("make", [MFSC, KMelSpectrogram, KFbank, SincNet])
+def test_lengths_have_to_be_a_tensor(make):
+    with pytest.raises(ValueError, match=r"expected lengths as a torch.Tensor of integers \(samples\), got list"):
+        make()(noise(1, 1000), [1000])
+
+
+@pytest.mark.parametrize("make", [MFSC, KMelSpectrogram, KFbank, SincNet])
+def test_waveforms_that_are_no_tensors_or_too_wide_are_named(make):
+    with pytest.raises(ValueError, match=r"expected the waveform as a torch.Tensor, got ndarray"):
+        make()(noise(1, 1000).numpy())
+    with pytest.raises(ValueError, match=r"waveform is float64 and the front end float32"):
+        make()(noise(1, 1000).double())
+
+
+@pytest.mark.parametrize("make", [MFSC, KMelSpectrogram, KFbank])
+def test_empty_batches_and_the_meta_device(make):
+    module = make()
+    assert module(torch.empty(0, 1000)).shape == (0, *module(noise(1, 1000)).shape[1:])
+    on_meta = module.to("meta")(torch.empty(2, 1000, device="meta"))
+    assert on_meta.shape == make()(noise(2, 1000)).shape
+
+
+def test_what_it_is_made_of_is_copied():
+    window, fb = torch.hann_window(64), torch.rand(33, 6)
+    module = KMelSpectrogram(**SMALL, window_fn=lambda length: window, learnable=("window",))
+    bank = Filterbank(fb)
+    with torch.no_grad():
+        module.spectrogram.window.add_(1)
+        bank.fb.add_(1)
+    assert torch.equal(window, torch.hann_window(64)) and fb.max() <= 1
+
+
+def test_a_constraint_of_the_start_stays():
+    start = KMatrix(64, constraint="odo", tied=True)
+    module = KSpectrogram(64, init=start)
+    assert module.transform.constraint == "odo" and module.transform.tied and module.transform is not start
+    torch.testing.assert_close(module.transform.to_dense(), start.to_dense())
+    with pytest.raises(ValueError, match=r"constraint='odo' and tied=True is taken as it is"):
+        KSpectrogram(64, init=start, width=2)
+    with pytest.raises(ValueError, match="from 64 to 65"):
+        KSpectrogram(64, init=KMatrix(64, out_features=65, dtype=torch.complex64))
+
+
+def test_numbers_that_torchaudio_takes(torchaudio_transforms):
+    x = noise(2000)
+    ours = KMelSpectrogram(8000.0, np.int64(64), hop_length=np.int32(16), n_mels=6)
+    theirs = torchaudio_transforms.MelSpectrogram(8000.0, 64, hop_length=16, n_mels=6)
+    assert relative_error(ours(x), theirs(x)) < 1e-5
+    assert relative_error(KMelSpectrogram.from_torchaudio(theirs)(x), theirs(x)) < 1e-5
+
+
+def test_from_torchaudio_refuses_what_it_would_not_reproduce(torchaudio_transforms):
+    class LogMel(torchaudio_transforms.MelSpectrogram):
+        def forward(self, waveform):
+            return super().forward(waveform).log()
+
+    with pytest.raises(ValueError, match=r"LogMel has a forward\(\) of its own"):
+        KMelSpectrogram.from_torchaudio(LogMel(16000, 512, n_mels=10))
+    with pytest.raises(ValueError, match="expected a torchaudio"):
+        KMelSpectrogram.from_torchaudio(KMelSpectrogram(**SMALL))
+
+
+@pytest.mark.parametrize("compression", ["log", "pcen"])
+def test_export_with_any_number_of_frames(compression):
+    module = KMelSpectrogram(**SMALL, compression=compression)
+    program = torch.export.export(module, (noise(2, 600),), dynamic_shapes=({1: torch.export.Dim.DYNAMIC},))
+    for samples in (100, 601, 40_000):
+        x = noise(2, samples)
+        torch.testing.assert_close(program.module()(x), module(x), rtol=1e-4, atol=1e-4)
+
+
+def test_jit_trace_of_another_length():
+    module = KMelSpectrogram(**SMALL, compression="log")
+    traced = torch.jit.trace(module, noise(2, 600))
+    torch.testing.assert_close(traced(noise(2, 900)), module(noise(2, 900)))

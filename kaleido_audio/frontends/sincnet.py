@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kaleido_audio.functional import check_at_least, check_choice, check_lengths, hz_to_mel, mask_frames, mel_to_hz
+from kaleido_audio.functional import (
+    check_at_least,
+    check_choice,
+    check_lengths,
+    hz_to_mel,
+    mask_frames,
+    mel_to_hz,
+    widened,
+)
 
 CONTEXTS = ("window", "utterance")
 _POOL_SIZES = {"window": (3, 3, 3, 2), "utterance": (5, 4, 4, 2)}
@@ -188,17 +196,16 @@ class SincNet(nn.Module):
 
     def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Features, and with ``lengths`` also frame counts: see the class."""
-        if not waveform.is_floating_point() or waveform.ndim == 0 or waveform.shape[-1] == 0:
-            raise ValueError(
-                f"expected a real waveform (..., time) of at least one sample, got {tuple(waveform.shape)} of "
-                f"{waveform.dtype}"
-            )
+        if self.low_.dtype in (torch.float32, torch.float64):  # a network may be narrower, unlike a spectrogram
+            waveform = widened(waveform, self.low_.dtype)
+        if waveform.ndim == 0 or waveform.shape[-1] == 0:
+            raise ValueError(f"expected a waveform (..., time) of at least one sample, got {tuple(waveform.shape)}")
         batch_shape, time = waveform.shape[:-1], waveform.shape[-1]
         n_frames = time // self.hop_length + 1
         counts = None
         if lengths is not None:
             check_lengths(waveform, lengths)
-            counts = lengths // self.hop_length + 1
+            counts = lengths.long() // self.hop_length + 1
             waveform = mask_frames(waveform, lengths)
         convolve = self._over_windows if self.context == "window" else self._over_utterances
         features = convolve(waveform.reshape(-1, time), n_frames, counts)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+from typing import Any
+
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     """Raise the ValueError of an option that is none of its choices."""
@@ -9,7 +12,8 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
         raise ValueError(f"expected {name} in {choices}, got {value!r}")
 
 
-def check_at_least(name: str, value: int, least: int) -> None:
-    """Raise the ValueError of a whole number that is too small."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+def check_at_least(name: str, value: Any, least: int) -> int:
+    """A whole number, of Python or NumPy, as an int; a ValueError if it is none or too small."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"expected {name} to be an integer >= {least}, got {value!r}")
+    return int(value)

@@ -67,7 +67,7 @@ def pcen_smoothing(time_constant: float, sample_rate: int, hop_length: int) -> f
     if time_constant <= 0:
         raise ValueError(f"expected time_constant > 0 seconds, got {time_constant}")
     frames = time_constant * sample_rate / hop_length
-    return (math.sqrt(1 + 4 * frames**2) - 1) / (2 * frames**2)
+    return 2 / (1 + math.sqrt(1 + 4 * frames**2))
 
 
 def pcen(
@@ -146,27 +146,40 @@ def pcen_level(x: Tensor, smoothing: float | Tensor, *, initial: float | Tensor 
 def _first_order(u: Tensor, decay: Tensor, initial: Tensor) -> Tensor:
     """``y[t] = decay * y[t - 1] + u[t]`` over the last dimension, with ``y[-1] = initial``.
 
-    Within a block of frames the recursion is a triangular matrix; from block to block it is a recursion
-    again, shorter by the size of a block.
+    Within a block of frames the recursion is a triangular matrix; from block to block it is a recursion again, and so
+    from block of blocks to block of blocks: a fixed number of steps for any number of frames, as `torch.export` wants.
 
     Shape:
         u ``(..., channels, frames)``, decay ``()`` or ``(channels, 1)``, initial broadcastable to
         ``(..., channels, 1)``.
     """
-    frames, size = u.shape[-1], _SMOOTHING_BLOCK
-    n_blocks = -(-frames // size)
+    return _by_blocks(u, decay, initial, (_SMOOTHING_BLOCK, _SMOOTHING_BLOCK))
+
+
+def _by_blocks(u: Tensor, decay: Tensor, initial: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    if not sizes:
+        return _by_matrix(u, decay, u.shape[-1]) + decay ** _steps(u, u.shape[-1]) * initial
+    frames, size = u.shape[-1], sizes[0]
+    n_blocks = (frames + size - 1) // size + 1  # two at least: compilers make programs of their own for a size of one
     blocks = F.pad(u, (0, n_blocks * size - frames)).unflatten(-1, (n_blocks, size))
+    within = decay.unsqueeze(-1) if decay.ndim else decay
+    alone = _by_matrix(blocks, within, size)
+    ends = _by_blocks(alone[..., -1], decay**size, initial, sizes[1:])
+    before = torch.cat([initial.expand(*u.shape[:-1], 1), ends], dim=-1)[..., :n_blocks]
+    result = alone + within ** _steps(u, size) * before.unsqueeze(-1)
+    return result.flatten(-2)[..., :frames]
+
+
+def _by_matrix(u: Tensor, decay: Tensor, size: int) -> Tensor:
+    """The recursion from zero, over a last dimension of that size."""
     step = torch.arange(size, device=u.device)
     lag = (step.unsqueeze(1) - step).clamp(min=0)
-    decay = decay.unsqueeze(-1) if decay.ndim else decay
-    alone = blocks @ torch.tril(decay**lag).mT
-    before = initial.expand(*u.shape[:-1], 1)
-    if n_blocks > 1:
-        block_decay = decay.squeeze(-1) ** size if decay.ndim else decay**size
-        ends = _first_order(alone[..., :-1, -1], block_decay, initial)
-        before = torch.cat([before, ends], dim=-1)
-    result = alone + decay ** (step + 1) * before.unsqueeze(-1)
-    return result.flatten(-2)[..., :frames]
+    matrix = torch.tril((decay.unsqueeze(-1) if decay.ndim else decay) ** lag)
+    return (u.unsqueeze(-2) @ matrix.mT).squeeze(-2)
+
+
+def _steps(u: Tensor, size: int) -> Tensor:
+    return torch.arange(1, size + 1, device=u.device)
 
 
 def _per_channel(value: float | Tensor, x: Tensor) -> Tensor:

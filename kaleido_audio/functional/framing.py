@@ -25,7 +25,7 @@ def frame_counts(lengths: Tensor, n_fft: int, hop_length: int, *, pad: int = 0, 
     >>> frame_counts(torch.tensor([16000, 8000]), 400, 160)
     tensor([101,  51])
     """
-    padded = lengths + 2 * pad + (2 * (n_fft // 2) if center else 0)
+    padded = lengths.long() + 2 * pad + (2 * (n_fft // 2) if center else 0)
     return (padded - n_fft).div(hop_length, rounding_mode="floor") + 1
 
 
@@ -41,7 +41,7 @@ def mask_frames(features: Tensor, counts: Tensor) -> Tensor:
             [1., 0., 0.]])
     """
     position = torch.arange(features.shape[-1], device=features.device)
-    counts = counts.to(features.device).view(-1, *[1] * (features.ndim - 1))
+    counts = counts.to(features.device, torch.int64).view(-1, *[1] * (features.ndim - 1))
     return torch.where(position < counts, features, torch.zeros((), dtype=features.dtype, device=features.device))
 
 
@@ -110,9 +110,9 @@ def pad_signal(
 
     shortest = check_lengths(waveform, lengths)
     if shortest is not None:
-        item = f" (item {int(lengths.argmin())} of the batch)"
+        item = f" (item {int(lengths.long().argmin())} of the batch)"
         _check_long_enough(shortest, frame_length, pad, margin, pad_mode, item)
-    lengths = lengths.to(waveform.device)
+    lengths = lengths.to(waveform.device, torch.int64)
     if pad or not margin:
         waveform = mask_frames(waveform, lengths)
     if pad:
@@ -193,6 +193,8 @@ def check_lengths(waveform: Tensor, lengths: Tensor) -> int | None:
     >>> check_lengths(torch.zeros(2, 100), torch.tensor([100, 60]))
     60
     """
+    if not isinstance(lengths, Tensor):
+        raise ValueError(f"expected lengths as a torch.Tensor of integers (samples), got {type(lengths).__name__}")
     if waveform.ndim != 2 or lengths.ndim != 1 or len(lengths) != len(waveform):
         raise ValueError(
             f"lengths need a waveform (batch, time) and lengths (batch,), got {tuple(waveform.shape)} and "
@@ -202,7 +204,7 @@ def check_lengths(waveform: Tensor, lengths: Tensor) -> int | None:
         raise ValueError(f"expected lengths as integers (samples), got {lengths.dtype}")
     if torch.compiler.is_compiling() or len(lengths) == 0:
         return None
-    shortest, longest = (int(value) for value in lengths.aminmax())
+    shortest, longest = (int(value) for value in lengths.long().aminmax())
     if shortest < 1 or longest > waveform.shape[-1]:
         raise ValueError(f"expected lengths between 1 and time = {waveform.shape[-1]} samples, got {lengths.tolist()}")
     return shortest

@@ -128,6 +128,7 @@ def kaldi_frame_counts(lengths: Tensor, frame_length: int, hop_length: int, *, s
     >>> kaldi_frame_counts(torch.tensor([16000, 399]), 400, 160, snip_edges=False)
     tensor([100,   2])
     """
+    lengths = lengths.long()
     if not snip_edges:
         return (lengths + hop_length // 2).div(hop_length, rounding_mode="floor")
     return ((lengths - frame_length).div(hop_length, rounding_mode="floor") + 1).clamp(min=0)
@@ -182,7 +183,7 @@ def kaldi_frames(
     position = torch.arange(first, first + (frames - 1) * hop_length + frame_length, device=waveform.device)
     if lengths is None:
         return waveform[..., _mirrored(position, time)].unfold(-1, frame_length, hop_length)
-    source = _mirrored(position, lengths.to(waveform.device).unsqueeze(1))
+    source = _mirrored(position, lengths.to(waveform.device, torch.int64).unsqueeze(1))
     return waveform.gather(1, source).unfold(-1, frame_length, hop_length)
 
 

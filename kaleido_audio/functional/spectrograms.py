@@ -61,7 +61,11 @@ def spectrogram(
         waveform, pad, window, n_fft, hop_length, win_length, normalized, center, pad_mode, lengths
     )
     frames = padded.unfold(-1, n_fft, hop_length) * window
-    spectrum = torch.fft.rfft(frames) if onesided else torch.fft.fft(frames)
+    if frames.numel():
+        spectrum = torch.fft.rfft(frames) if onesided else torch.fft.fft(frames)
+    else:  # which MKL does not take
+        n_freqs = n_fft // 2 + 1 if onesided else n_fft
+        spectrum = frames.new_zeros((*frames.shape[:-1], n_freqs), dtype=frames.dtype.to_complex())
     result = _magnitude_power(spectrum, power).transpose(-1, -2)
     return _masked(result, lengths, n_fft, hop_length, pad, center)
 
@@ -261,11 +265,11 @@ def _magnitude_power(spectrum: Tensor, power: float | None) -> Tensor:
 
 
 def power_of_squared(squared: Tensor, power: float) -> Tensor:
-    """``squared ** (power / 2)``, with a zero gradient where it is zero."""
+    """``squared ** (power / 2)``, zero and with a zero gradient where the square has lost its precision."""
     if power == 2:
         return squared
     # The derivative of a power below 1 is infinite at 0, and infinity times 0 would be NaN.
-    silent = squared == 0
+    silent = squared < torch.finfo(squared.dtype).tiny
     positive = squared.masked_fill(silent, 1)
     magnitude = positive.sqrt() if power == 1 else positive.pow(power / 2)
     return magnitude.masked_fill(silent, 0)

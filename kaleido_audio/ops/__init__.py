@@ -7,6 +7,7 @@ from kaleido_audio.ops.multiply import (
     butterfly_outputs,
     butterfly_power_spectrum,
     has_filterbank,
+    no_autocast,
     to_dense,
 )
 from kaleido_audio.ops.native import cpu_capability
@@ -19,5 +20,6 @@ __all__ = [
     "butterfly_power_spectrum",
     "cpu_capability",
     "has_filterbank",
+    "no_autocast",
     "to_dense",
 ]

@@ -102,13 +102,13 @@ def butterfly_multiply(
 
 
 def _multiply_by_own_matrix(x: Tensor, factors: Tensor, out_features: int) -> Tensor:
-    with _no_autocast(factors):
+    with no_autocast(factors):
         wide = factors.float() if factors.dtype in _HALF else factors
         unit_vectors = torch.eye(x.shape[-1], dtype=wide.dtype.to_real(), device=x.device)
         matrix = _multiply(unit_vectors, wide, slice(out_features)).mT
     x, _, dtype = _common_types(x, factors)
     x, matrix = (a.to(dtype if a.is_complex() else dtype.to_real()) for a in (x, matrix))
-    with _no_autocast(x):
+    with no_autocast(x):
         return multiply_by_matrix(x, matrix)
 
 
@@ -192,7 +192,7 @@ def butterfly_power_spectrum(
         items = waveform.reshape(-1, waveform.shape[-1])
         result = native.power_spectrum(items, window, factors, rows, hop_length)
         return result.view(*waveform.shape[:-1], *result.shape[1:])
-    with _no_autocast(waveform):
+    with no_autocast(waveform):
         frames = waveform.unfold(-1, window.shape[0], hop_length) * window
         return squared_magnitude(_multiply(frames, factors, rows))
 
@@ -248,7 +248,7 @@ def butterfly_filterbank(
     return result.view(*waveform.shape[:-1], *result.shape[1:])
 
 
-def _no_autocast(x: Tensor) -> AbstractContextManager[object]:
+def no_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Autocast switched off for the device of x; the meta device has none."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
@@ -258,7 +258,7 @@ def _multiply(x: Tensor, factors: Tensor, rows: Tensor | slice) -> Tensor:
     x, factors, dtype = _common_types(x, factors)
     if native.is_native(x) and len(factors) and factors.shape[-1] > 1:
         return _multiply_natively(x, factors, rows, dtype)
-    with _no_autocast(x):
+    with no_autocast(x):
         return _multiply_plainly(x.float() if x.dtype in _HALF else x, factors, rows).to(dtype)
 
 
@@ -289,7 +289,7 @@ def _matrix_is_cheaper(x: Tensor, n: int) -> bool:
 
 
 def _check_factors(factors: Tensor) -> int:
-    n = factors.shape[-1] if factors.ndim else 0
+    n = int(factors.shape[-1]) if factors.ndim else 0  # of a tensor while torch.jit traces
     if factors.ndim != 4 or factors.shape[2] != 2 or n < 1 or n & (n - 1) or factors.shape[1] != n.bit_length() - 1:
         raise ValueError(
             f"expected factors of shape (F, log2 n, 2, n) with n a power of two, got {tuple(factors.shape)}"

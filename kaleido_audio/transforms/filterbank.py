@@ -18,7 +18,7 @@ class Filterbank(nn.Module):
 
     Args:
         fb: filters as columns, ``(n_freqs, n_bands)``; not negative where learnable.
-        learnable: parameter if True, else a buffer, used as it is.
+        learnable: parameter if True, else a buffer, which is used as it is if it has negative weights now.
 
     Shape:
         ``forward(specgram)``: ``(..., n_freqs, frames)`` to ``(..., n_bands, frames)``.
@@ -42,15 +42,18 @@ class Filterbank(nn.Module):
                 "a learnable filterbank has no negative weights, and this fb has some: use fb.clamp(min=0), "
                 "or leave 'filterbank' out of learnable"
             )
+        self.learnable = learnable
+        # Then negative weights are what a training has left, and count as zero in a fixed copy too.
+        self.nonnegative = not bool((fb < 0).any())
         if learnable:
-            self.fb = nn.Parameter(fb)
+            self.fb = nn.Parameter(fb.detach().clone())
         else:
-            self.register_buffer("fb", fb)
+            self.register_buffer("fb", fb.detach().clone())
 
     @property
     def weights(self) -> Tensor:
         """The weights in use, ``(n_freqs, n_bands)``."""
-        return F.nonnegative(self.fb) if isinstance(self.fb, nn.Parameter) else self.fb
+        return F.nonnegative(self.fb) if self.nonnegative else self.fb
 
     def forward(self, specgram: Tensor) -> Tensor:
         """Weighted sums of the frequencies."""
@@ -58,5 +61,5 @@ class Filterbank(nn.Module):
 
     def extra_repr(self) -> str:
         """Shape and whether it is learnable."""
-        kind = "learnable" if isinstance(self.fb, nn.Parameter) else "fixed"
+        kind = "learnable" if self.learnable else "fixed"
         return f"n_freqs={self.fb.shape[0]}, n_bands={self.fb.shape[1]}, {kind}"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kaleido_audio import functional as F
 from kaleido_audio import ops
 from kaleido_audio.kmatrix import KMatrix
+from kaleido_audio.ops import no_autocast
 from kaleido_audio.transforms.filterbank import Filterbank
 from kaleido_audio.transforms.mel import MelFrontEnd
 from kaleido_audio.transforms.options import checked_learnable, learnable_repr
@@ -120,7 +121,7 @@ class KaldiSpectrogram(KSpectrogram):
 
     def of_padded(self, stretch: Tensor) -> Tensor:
         """Spectrogram of samples that begin and end with a frame: nothing is put at their ends."""
-        with torch.autocast(self.window.device.type, enabled=False):
+        with no_autocast(self.window):
             return self.of_frames(self.emphasized(self.frames(stretch, snip_edges=True)))
 
     def frames(self, waveform: Tensor, lengths: Tensor | None = None, *, snip_edges: bool | None = None) -> Tensor:
@@ -265,7 +266,7 @@ class KFbank(MelFrontEnd):
 
     def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Features of a waveform; with lengths, also the frame counts."""
-        with torch.autocast(self.mel_scale.fb.device.type, enabled=False):
+        with no_autocast(self.mel_scale.fb):
             features = self._of_frames(self.spectrogram.frames(waveform, lengths))
             if lengths is None:
                 return features - features.mean(-1, keepdim=True) if self.subtract_mean else features
@@ -286,7 +287,7 @@ class KFbank(MelFrontEnd):
             raise ValueError("subtract_mean needs the whole signal, which a stream does not know: leave it out")
 
         def features(stretch: Tensor) -> Tensor:
-            with torch.autocast(self.mel_scale.fb.device.type, enabled=False):
+            with no_autocast(self.mel_scale.fb):
                 return self._of_frames(self.spectrogram.frames(stretch, snip_edges=True))
 
         framing = self.spectrogram.framing()

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from kaleido_audio import functional as F
 from kaleido_audio.kmatrix import KMatrix
+from kaleido_audio.ops import no_autocast
 from kaleido_audio.transforms.compression import COMPRESSIONS, PCEN, Compression
 from kaleido_audio.transforms.filterbank import Filterbank
 from kaleido_audio.transforms.options import checked_learnable, learnable_repr
-from kaleido_audio.transforms.spectrograms import KSpectrogram, Spectrogram, settings_of
+from kaleido_audio.transforms.spectrograms import KSpectrogram, Spectrogram, check_forward, settings_of
 from kaleido_audio.transforms.streaming import Stream
 
 
@@ -54,7 +55,7 @@ class MelFrontEnd(nn.Module):
 
     def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Features of a waveform; with lengths, also the frame counts."""
-        with torch.autocast(self.mel_scale.fb.device.type, enabled=False):
+        with no_autocast(self.mel_scale.fb):
             if lengths is None:
                 return self._features(self.spectrogram(waveform))
             specgram, counts = self.spectrogram(waveform, lengths)
@@ -70,7 +71,7 @@ class MelFrontEnd(nn.Module):
         compress = self.compression.stream() if isinstance(self.compression, PCEN) else self.compression
 
         def features(stretch: Tensor) -> Tensor:
-            with torch.autocast(self.mel_scale.fb.device.type, enabled=False):
+            with no_autocast(self.mel_scale.fb):
                 bands = self.mel_scale(self.spectrogram.of_padded(stretch))
                 return bands if compress is None else compress(bands)
 
@@ -87,11 +88,11 @@ class KMelSpectrogram(MelFrontEnd):
 
     Positional arguments, defaults, shapes and the state_dict keys ``spectrogram.window`` and
     ``mel_scale.fb`` are those of `torchaudio.transforms.MelSpectrogram`, to which it is equal at the start,
-    gradients included. State dicts go both ways with ``strict=False``: only ``spectrogram.transform.weight``
-    and the parameters of a learnable compression have no counterpart. (A filterbank in training may hold
-    negative values, which count as zero here and not in torchaudio: give it ``mel_scale.weights``.) See
-    `KSpectrogram` for the transform and the types, `Filterbank` for how weights stay non-negative and zeros
-    still learn, and `Compression` and `PCEN`.
+    gradients included. State dicts go both ways with ``strict=False``: only ``spectrogram.transform.weight``,
+    ``spectrogram.rows`` (the order of its frequencies) and the parameters of a learnable compression have no
+    counterpart. (A filterbank in training may hold negative values, which count as zero here and not in torchaudio:
+    give it ``mel_scale.weights``.) See `KSpectrogram` for the transform and the types, `Filterbank` for how weights
+    stay non-negative and zeros still learn, and `Compression` and `PCEN`.
 
     Args:
         sample_rate: of the audio, in Hz.
@@ -198,8 +199,9 @@ class KMelSpectrogram(MelFrontEnd):
             ValueError: another kind of module, or a filterbank with negative weights that is to be learnable.
         """
         parts = ("sample_rate", "spectrogram", "mel_scale")
-        if not all(hasattr(module, name) for name in parts) or not hasattr(module.mel_scale, "fb"):
+        if not all(hasattr(module, name) for name in parts) or not hasattr(module.mel_scale, "n_mels"):
             raise ValueError(f"expected a torchaudio.transforms.MelSpectrogram, got {type(module).__name__}")
+        check_forward(module)
         scale = module.mel_scale
         settings = settings_of(module.spectrogram)
         onesided = settings.pop("onesided")
@@ -247,7 +249,7 @@ class KMelSpectrogram(MelFrontEnd):
         factors, fb = spectrogram.transform.factors, self.mel_scale.weights
         if not F.fuses_k_mel(waveform, spectrogram.window, factors, fb):
             return None
-        with torch.autocast(waveform.device.type, enabled=False):
+        with no_autocast(waveform):
             return F.k_mel_spectrogram(
                 waveform,
                 spectrogram.pad,
@@ -274,7 +276,7 @@ class KMelSpectrogram(MelFrontEnd):
 
 def mel_parts(
     spectrogram: Spectrogram,
-    sample_rate: int,
+    sample_rate: float,
     f_min: float,
     f_max: float | None,
     n_mels: int,
@@ -297,14 +299,16 @@ def mel_parts(
     F.check_choice("compression", compression, (None, *COMPRESSIONS))
     if compression is None and "compression" in learnable:
         raise ValueError(f"learnable has 'compression', which is None: choose one of {COMPRESSIONS}")
-    F.check_at_least("sample_rate", sample_rate, 1)
+    if isinstance(sample_rate, float) and sample_rate.is_integer():  # torchaudio takes 16000.0 too
+        sample_rate = int(sample_rate)
+    rate = F.check_at_least("sample_rate", sample_rate, 1)
     dtype = spectrogram.window.dtype
     fb = F.mel_filterbank(
         spectrogram.n_features,
         f_min,
-        float(sample_rate // 2) if f_max is None else f_max,
+        float(rate // 2) if f_max is None else f_max,
         n_mels,
-        sample_rate,
+        rate,
         norm,
         mel_scale,
         dtype=dtype,
@@ -314,7 +318,7 @@ def mel_parts(
     if compression is None:
         return filterbank, None
     if compression == "pcen":
-        pcen = PCEN(n_mels, sample_rate, spectrogram.hop_length, eps=eps, learnable=learned, dtype=dtype)
+        pcen = PCEN(n_mels, rate, spectrogram.hop_length, eps=eps, learnable=learned, dtype=dtype)
         return filterbank, pcen
     power = spectrogram.power
     return filterbank, Compression(compression, n_mels, power=power, eps=eps, learnable=learned, dtype=dtype)

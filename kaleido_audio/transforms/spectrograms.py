@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
 from collections.abc import Callable, Collection
@@ -14,6 +15,7 @@ from kaleido_audio import exact
 from kaleido_audio import functional as F
 from kaleido_audio.factors import identity_factors
 from kaleido_audio.kmatrix import KMatrix, padded_size
+from kaleido_audio.ops import no_autocast
 from kaleido_audio.transforms.options import checked_dtype, checked_learnable, learnable_repr
 from kaleido_audio.transforms.streaming import Framing, Stream
 
@@ -73,22 +75,19 @@ class Spectrogram(nn.Module):
     ) -> None:
         super().__init__()
         dtype = checked_dtype(dtype)
-        F.check_at_least("n_fft", n_fft, 2)
-        self.n_fft = n_fft
-        self.win_length = n_fft if win_length is None else win_length
-        F.check_at_least("win_length", self.win_length, 1)
+        self.n_fft = F.check_at_least("n_fft", n_fft, 2)
+        self.win_length = F.check_at_least("win_length", self.n_fft if win_length is None else win_length, 1)
         if self.win_length > n_fft:
             raise ValueError(f"expected win_length <= n_fft = {n_fft}, got {win_length}")
-        self.hop_length = self.win_length // 2 if hop_length is None else hop_length
-        F.check_at_least("hop_length", self.hop_length, 1)
-        F.check_at_least("pad", pad, 0)
+        hop_length = self.win_length // 2 if hop_length is None else hop_length
+        self.hop_length = F.check_at_least("hop_length", hop_length, 1)
+        self.pad = F.check_at_least("pad", pad, 0)
         F.check_choice("normalized", normalized, F.NORMALIZATIONS)
         F.check_choice("pad_mode", pad_mode, F.PAD_MODES)
         if power is not None and not power > 0:
             raise ValueError(f"expected power > 0, or None for the complex spectrum, got {power}")
         if return_complex is not None:
             warnings.warn("return_complex is ignored: power=None gives the complex spectrum", stacklevel=2)
-        self.pad = pad
         self.power = power
         self.normalized = normalized
         self.center = center
@@ -104,7 +103,7 @@ class Spectrogram(nn.Module):
     def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Spectrogram of a waveform; with lengths, also the frame counts."""
         # Neither torch.fft nor complex factors exist in the half-precision types of autocast.
-        with torch.autocast(self.window.device.type, enabled=False):
+        with no_autocast(self.window):
             specgram = self._specgram(waveform, lengths, self.pad, self.center)
         return specgram if lengths is None else (specgram, self.frame_counts(lengths))
 
@@ -137,7 +136,7 @@ class Spectrogram(nn.Module):
 
     def of_padded(self, stretch: Tensor) -> Tensor:
         """Spectrogram of samples that begin and end with a frame: nothing is put at their ends."""
-        with torch.autocast(self.window.device.type, enabled=False):
+        with no_autocast(self.window):
             return self._specgram(stretch, None, 0, False)
 
     def _specgram(self, waveform: Tensor, lengths: Tensor | None, pad: int, center: bool) -> Tensor:
@@ -181,7 +180,8 @@ class KSpectrogram(Spectrogram):
             parameter that needs no gradient (transform).
         init: ``"fourier"`` (exact); ``"orthogonal"`` (a random unitary matrix times the DFT's gain,
             sqrt(n_fft) for a power of two, so that features start on the same scale); or a `KMatrix` of
-            n_fft points with the frequencies in natural order, real or complex, which is copied.
+            n_fft points with the frequencies in natural order, real or complex, which is copied; one with a
+            constraint, or tied, keeps it in training.
         width: number of BB* products; those that the DFT does not need start as the identity.
         expansion: the K-matrix is a corner of one ``expansion`` times larger. A DFT whose n_fft is not a
             power of two needs 2 and gets it. The rest starts as copies of the transform that do not reach
@@ -240,12 +240,12 @@ class KSpectrogram(Spectrogram):
             dtype=dtype,
         )
         self.learnable = checked_learnable(learnable, ("transform", "window"))
-        F.check_at_least("width", width, 1)
-        F.check_at_least("expansion", expansion, 1)
-        transform, order = _make_transform(n_fft, init, width, expansion, _COMPLEX[self.window.dtype])
+        width, expansion = F.check_at_least("width", width, 1), F.check_at_least("expansion", expansion, 1)
+        transform, order = _make_transform(self.n_fft, init, width, expansion, _COMPLEX[self.window.dtype])
         self.transform = transform
         self.transform.requires_grad_("transform" in self.learnable)
-        self.register_buffer("rows", order[: self.n_features].clone(), persistent=False)
+        # With the weights, because a state_dict may come from a module that began otherwise.
+        self.register_buffer("rows", order[: self.n_features].clone())
         if "window" in self.learnable:
             window = self.window
             del self.window
@@ -298,7 +298,7 @@ def _make_window(
     window = window_fn(win_length, **options)
     if window.shape != (win_length,):
         raise ValueError(f"expected window_fn to return ({win_length},) samples, got {tuple(window.shape)}")
-    return window.detach().to(dtype)
+    return window.detach().to(dtype, copy=True)
 
 
 def _make_transform(
@@ -307,9 +307,19 @@ def _make_transform(
     """The K-matrix, and the outputs in which it has the frequencies 0, 1, ...."""
     natural = torch.arange(n_fft)
     if isinstance(init, KMatrix):
-        if init.in_features != n_fft:
-            raise ValueError(f"expected init of n_fft = {n_fft} points, got a KMatrix of {init.in_features}")
+        if (init.in_features, init.out_features) != (n_fft, n_fft):
+            raise ValueError(
+                f"expected init of n_fft = {n_fft} points, got a KMatrix from {init.in_features} to {init.out_features}"
+            )
         kind = dtype if init.is_complex else dtype.to_real()
+        if init.constraint is not None or init.tied:
+            if width > init.width or expansion > init.expansion or init.factors.dtype != kind:
+                raise ValueError(
+                    f"a K-matrix with constraint={init.constraint!r} and tied={init.tied} is taken as it is (width "
+                    f"{init.width}, expansion {init.expansion}, {init.factors.dtype}): width = {width}, expansion = "
+                    f"{expansion} and {kind} do not fit"
+                )
+            return copy.deepcopy(init), natural
         return _expanded(init, max(width, init.width), max(expansion, init.expansion), kind), natural
     if init == "orthogonal":
         transform = KMatrix(n_fft, width=width, expansion=expansion, dtype=dtype, init="orthogonal")
@@ -347,6 +357,15 @@ def _expanded(source: KMatrix, width: int, expansion: int, dtype: torch.dtype) -
     return KMatrix(n, width=width, expansion=expansion, dtype=dtype, init=source)
 
 
+def check_forward(module: Any) -> None:
+    """Raise the ValueError of a subclass of a torchaudio module that does something else."""
+    if not type(module).forward.__module__.startswith("torchaudio."):
+        raise ValueError(
+            f"{type(module).__name__} has a forward() of its own, which would be left out: give the torchaudio module "
+            "that it is made of"
+        )
+
+
 def settings_of(module: Any) -> dict[str, Any]:
     """Constructor arguments of `KSpectrogram` that a torchaudio Spectrogram has."""
     names = (
@@ -363,6 +382,7 @@ def settings_of(module: Any) -> dict[str, Any]:
     window = getattr(module, "window", None)
     if not isinstance(window, Tensor) or not all(hasattr(module, name) for name in names):
         raise ValueError(f"expected a torchaudio.transforms.Spectrogram, got {type(module).__name__}")
+    check_forward(module)
 
     def window_fn(win_length: int) -> Tensor:
         return window.detach().cpu().clone()
