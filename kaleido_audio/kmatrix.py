@@ -38,7 +38,7 @@ def padded_size(n: int, expansion: int = 1) -> int:
     >>> padded_size(512), padded_size(400, expansion=2)
     (512, 1024)
     """
-    return max(2, 1 << (expansion * n - 1).bit_length())
+    return max(2, 1 << (operator.index(expansion) * operator.index(n) - 1).bit_length())
 
 
 class KMatrix(ModuleWithTables):
@@ -118,6 +118,7 @@ class KMatrix(ModuleWithTables):
     ) -> None:
         super().__init__()
         n, out_features = operator.index(n), operator.index(n if out_features is None else out_features)
+        width, expansion = operator.index(width), operator.index(expansion)
         for name, value in (("n", n), ("out_features", out_features), ("width", width), ("expansion", expansion)):
             if value < 1:
                 raise ValueError(f"expected {name} >= 1, got {value}")
@@ -215,7 +216,9 @@ class KMatrix(ModuleWithTables):
         """
         if self._has_weight_as_factors:
             return _coefficients(self.weight, self.is_complex)
-        factors = factors_of_blocks(self._blocks(), self.block_index)
+        blocks = self._blocks()
+        # No buffer, so that it may lie on another GPU than a replica's parameters.
+        factors = factors_of_blocks(blocks, self.block_index.to(blocks.device))
         if self.constraint == "odo":
             return with_diagonal(factors, _coefficients(self.diagonal, self.is_complex))
         return factors

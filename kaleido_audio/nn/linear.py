@@ -78,6 +78,9 @@ class KLinear(StructuredLinear):
         )
         self.kmatrix = kmatrix.to(device=device, dtype=dtype)
 
+    def _reset_matrix(self) -> None:
+        self.kmatrix.reset_parameters()
+
     def multiply(self, x: Tensor) -> Tensor:
         """The product ``W x`` for vectors ``(..., in_features)``, without the bias."""
         return self.kmatrix(x)
@@ -88,7 +91,7 @@ class KLinear(StructuredLinear):
 
         It costs O(N^2) operations a butterfly matrix and a dense product for each of them after the first, and
         is no parameter: writing into it changes nothing. Code that multiplies by ``layer.weight`` itself, like
-        `torch.nn.MultiheadAttention`, is right with it but no faster than with a dense layer.
+        `torch.nn.MultiheadAttention`, is right with it but slower than with a dense layer.
         """
         return self.kmatrix.to_dense()
 
@@ -138,6 +141,8 @@ class KConv1x1(nn.Module):
         super().__init__()
         if spatial_dims not in _AXES:
             raise ValueError(f"expected spatial_dims 1, 2 or 3, got {spatial_dims}")
+        if not isinstance(bias, bool):  # the third argument of a convolution is its kernel size
+            raise ValueError(f"expected bias to be True or False, got {bias!r}")
         check_positive(in_channels=in_channels, out_channels=out_channels)
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -215,7 +220,7 @@ class Hadamard(ModuleWithTables):
     ) -> None:
         super().__init__()
         check_positive(n=n)
-        self.n = n
+        self.n = int(n)
         self.dim = dim
         self.register_tables(device)
         self.factors = self.factors.to(real_dtype(dtype))

@@ -65,7 +65,8 @@ class KPermutation(ModuleWithTables):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_positive(width=width)
+        check_positive(n=n, width=width)
+        n, width = int(n), int(width)
         if n < 2 or n & (n - 1):
             raise ValueError(f"expected n to be a power of two and at least 2, got {n}")
         if relaxation not in _RELAXATIONS:
@@ -168,7 +169,8 @@ class KPermutation(ModuleWithTables):
 
     def _factors(self, p: Tensor) -> Tensor:
         """Butterfly coefficients ``(2 * width, log2 n, 2, n)`` of blocks ``[[p, 1 - p], [1 - p, p]]``."""
-        pair = self._pair.repeat(self.width, 1, 1)
+        # No buffer, so that it may lie on another GPU than a replica's parameters.
+        pair = self._pair.to(p.device).repeat(self.width, 1, 1)
         keep = p.gather(-1, pair)
         return torch.stack([keep, 1 - keep], dim=2)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kaleido_audio.nn.linear import KConv1x1, KLinear
@@ -127,6 +128,9 @@ def replace_linear(
         raise ValueError(f"init='fit' fits K-matrices: for {layer.__name__} use init=None")
     if layer is not KLinear and convolutions:
         raise ValueError(f"convolutions become KConv1x1, a K-matrix: they do not go with layer={layer.__name__}")
+    taken = {"bias", "dtype", "device", "in_features", "out_features"} & set(options)
+    if taken:
+        raise ValueError(f"{', '.join(sorted(taken))}: new layers have those of the layers that they replace")
     if fit_options and init != "fit":
         raise ValueError(f"fit_options are for init='fit', got init={init!r}")
     if init == "fit" and (options.get("constraint") is not None or options.get("tied")):
@@ -172,8 +176,8 @@ def to_dense(model: nn.Module) -> nn.Module:
         ``model``; its dense layer where it is itself one of these layers.
 
     Raises:
-        ValueError: a layer that has hooks, or shares parameters with another: its successor would not. Nothing is
-            changed then.
+        ValueError: a layer that has hooks or a ``forward`` of its own, or shares parameters with another module: its
+            successor would not. Nothing is changed then.
 
     >>> to_dense(nn.Sequential(KLinear(64, 32), nn.ReLU()))
     Sequential(
@@ -183,7 +187,13 @@ def to_dense(model: nn.Module) -> nn.Module:
     """
     layers = _outermost(model)
     owner: dict[Tensor, str] = {}
+    replaced = {part for module in layers for part in module.modules()}
+    for name, module in model.named_modules():
+        if module not in replaced:
+            owner.update((parameter, name) for parameter in module.parameters(recurse=False))
     for module, name in layers.items():
+        if type(module).forward not in (StructuredLinear.forward, KConv1x1.forward):
+            raise ValueError(f"{name} is a {type(module).__name__} with a forward() of its own, which would be lost")
         for part in module.modules():
             if _has_hooks(part):
                 raise ValueError(f"{name} has hooks, which a dense layer would not have: remove them first")
@@ -349,6 +359,18 @@ def _swap(model: nn.Module, successors: dict[nn.Module, nn.Module]) -> None:
         for name, child in parent._modules.items():
             if child in successors:
                 parent._modules[name] = successors[child]
+        if isinstance(parent, nn.TransformerEncoderLayer):
+            _choose_path(parent)
+
+
+def _choose_path(layer: nn.TransformerEncoderLayer) -> None:
+    """PyTorch's fast path multiplies by the layers' weights, which a structured layer would have to make each time."""
+    structured = isinstance(layer.linear1, Structured) or isinstance(layer.linear2, Structured)
+    kinds: tuple[tuple[Any, Any], ...] = ((F.relu, nn.ReLU), (F.gelu, nn.GELU))
+    given: Any = layer.activation
+    known = [number for number, (f, kind) in enumerate(kinds, 1) if given is f or isinstance(given, kind)]
+    # An activation that it does not know keeps PyTorch from that path.
+    layer.activation_relu_or_gelu = known[0] if known and not structured else 0
 
 
 def _count(module: nn.Module) -> int:

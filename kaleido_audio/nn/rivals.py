@@ -84,8 +84,13 @@ class LowRankLinear(StructuredLinear):
         if not 1 <= rank <= min(in_features, out_features):
             raise ValueError(f"expected rank between 1 and {min(in_features, out_features)}, got {rank}")
         self.rank = rank
-        self.left = _normal((out_features, rank), rank, device, dtype)
-        self.right = _normal((rank, in_features), in_features, device, dtype)
+        self.left = _empty((out_features, rank), device, dtype)
+        self.right = _empty((rank, in_features), device, dtype)
+        self._reset_matrix()
+
+    def _reset_matrix(self) -> None:
+        _draw(self.left, self.rank)
+        _draw(self.right, self.in_features)
 
     def multiply(self, x: Tensor) -> Tensor:
         """The product ``W x`` for vectors ``(..., in_features)``, without the bias."""
@@ -151,10 +156,17 @@ class SparseLinear(StructuredLinear):
         if not 1 <= nonzeros <= entries:
             raise ValueError(f"expected nonzeros between 1 and {entries}, got {nonzeros}")
         self.nonzeros = nonzeros
-        support, row_lengths = _balanced_support(in_features, out_features, nonzeros, seed)
-        values = torch.randn(nonzeros, device=device, dtype=real_dtype(dtype))
-        self.values = nn.Parameter(values * row_lengths.rsqrt().to(values))
-        self.register_buffer("support", support.to(self.values.device))
+        self.seed = seed
+        self.values = _empty((nonzeros,), device, dtype)
+        self.register_buffer("support", torch.empty(nonzeros, dtype=torch.int64, device=device))
+        self._reset_matrix()
+
+    @torch.no_grad()
+    def _reset_matrix(self) -> None:
+        support = _balanced_support(self.in_features, self.out_features, self.nonzeros, self.seed)
+        rows = support // self.in_features
+        self.support.copy_(support)
+        self.values.normal_().mul_(rows.bincount()[rows].rsqrt().to(self.values))
 
     def multiply(self, x: Tensor) -> Tensor:
         """The product ``W x`` for vectors ``(..., in_features)``, without the bias."""
@@ -208,7 +220,11 @@ class CirculantLinear(StructuredLinear):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
-        self.column = _normal((max(in_features, out_features),), in_features, device, dtype)
+        self.column = _empty((max(in_features, out_features),), device, dtype)
+        self._reset_matrix()
+
+    def _reset_matrix(self) -> None:
+        _draw(self.column, self.in_features)
 
     def multiply(self, x: Tensor) -> Tensor:
         """The product ``W x`` for vectors ``(..., in_features)``, without the bias."""
@@ -251,7 +267,11 @@ class ToeplitzLinear(StructuredLinear):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
-        self.diagonals = _normal((in_features + out_features - 1,), in_features, device, dtype)
+        self.diagonals = _empty((in_features + out_features - 1,), device, dtype)
+        self._reset_matrix()
+
+    def _reset_matrix(self) -> None:
+        _draw(self.diagonals, self.in_features)
 
     def multiply(self, x: Tensor) -> Tensor:
         """The product ``W x`` for vectors ``(..., in_features)``, without the bias."""
@@ -304,8 +324,13 @@ class MonarchLinear(StructuredLinear):
         self.blocks = blocks
         columns, rows = -(-in_features // blocks), -(-out_features // blocks)
         inner = min(columns, rows)
-        self.first = _normal((blocks, inner, columns), in_features / blocks, device, dtype)
-        self.second = _normal((blocks, rows, inner), inner, device, dtype)
+        self.first = _empty((blocks, inner, columns), device, dtype)
+        self.second = _empty((blocks, rows, inner), device, dtype)
+        self._reset_matrix()
+
+    def _reset_matrix(self) -> None:
+        _draw(self.first, self.in_features / self.blocks)
+        _draw(self.second, self.second.shape[2])
 
     def multiply(self, x: Tensor) -> Tensor:
         """The product ``W x`` for vectors ``(..., in_features)``, without the bias."""
@@ -362,7 +387,12 @@ class KroneckerLinear(StructuredLinear):
         # Long rows go with short columns, which makes the matrices smallest.
         rows, self._columns = _balanced_divisors(out_features, factors)[::-1], _balanced_divisors(in_features, factors)
         sides = zip(rows, self._columns, strict=True)
-        self.matrices = nn.ParameterList(_normal(side, side[1], device, dtype) for side in sides)
+        self.matrices = nn.ParameterList(_empty(side, device, dtype) for side in sides)
+        self._reset_matrix()
+
+    def _reset_matrix(self) -> None:
+        for matrix in self.matrices:
+            _draw(matrix, matrix.shape[1])
 
     def multiply(self, x: Tensor) -> Tensor:
         """The product ``W x`` for vectors ``(..., in_features)``, without the bias."""
@@ -420,11 +450,14 @@ def match_parameters(kind: type[nn.Module], in_features: int, out_features: int,
     raise ValueError(f"expected one of the linear layers of kaleido_audio.nn, got {kind.__name__}")
 
 
-def _normal(
-    shape: tuple[int, ...], inputs: float, device: torch.device | str | None, dtype: torch.dtype | None
-) -> nn.Parameter:
+def _empty(shape: tuple[int, ...], device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape, device=device, dtype=real_dtype(dtype)))
+
+
+@torch.no_grad()
+def _draw(parameter: Tensor, inputs: float) -> None:
     """Independent normal entries with which sums over so many inputs keep their variance."""
-    return nn.Parameter(torch.randn(shape, device=device, dtype=real_dtype(dtype)) / math.sqrt(inputs))
+    parameter.normal_(std=1 / math.sqrt(inputs))
 
 
 def _circular_convolution(x: Tensor, kernel: Tensor, size: int) -> Tensor:
@@ -439,8 +472,8 @@ def _in_single(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _balanced_support(columns: int, rows: int, nonzeros: int, seed: int | None) -> tuple[Tensor, Tensor]:
-    """Flat indices ``(nonzeros,)`` of random entries, equally many a row or one more, and how many in the row of each.
+def _balanced_support(columns: int, rows: int, nonzeros: int, seed: int | None) -> Tensor:
+    """Flat indices ``(nonzeros,)`` of random entries, equally many a row or one more.
 
     Always computed on the processor, so that a seed means the same places everywhere.
     """
@@ -450,8 +483,7 @@ def _balanced_support(columns: int, rows: int, nonzeros: int, seed: int | None) 
     row_lengths[torch.randperm(rows, generator=generator, device="cpu")[: nonzeros % rows]] += 1
     chosen = torch.arange(columns, device="cpu") < row_lengths
     flat = order + columns * torch.arange(rows, device="cpu").unsqueeze(1)
-    support = flat[chosen].sort().values
-    return support, row_lengths.flatten()[support // columns]
+    return flat[chosen].sort().values
 
 
 def _balanced_divisors(n: int, count: int) -> list[int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,14 +53,26 @@ class StructuredLinear(nn.Module):
     ) -> None:
         super().__init__()
         check_positive(in_features=in_features, out_features=out_features)
-        self.in_features = in_features
-        self.out_features = out_features
-        if bias:
-            bound = 1 / math.sqrt(in_features)
-            values = torch.empty(out_features, device=device, dtype=real_dtype(dtype)).uniform_(-bound, bound)
-            self.bias = nn.Parameter(values)
-        else:
-            self.register_parameter("bias", None)
+        self.in_features = int(in_features)
+        self.out_features = int(out_features)
+        dtype = real_dtype(dtype)
+        values = nn.Parameter(torch.empty(self.out_features, device=device, dtype=dtype)) if bias else None
+        self.register_parameter("bias", values)
+        self._reset_bias()
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew, as the constructor did."""
+        self._reset_bias()
+        self._reset_matrix()
+
+    @torch.no_grad()
+    def _reset_bias(self) -> None:
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.in_features)
+            self.bias.uniform_(-bound, bound)
+
+    def _reset_matrix(self) -> None:
+        """Draw the parameters of the matrix; a subclass that has some calls it at the end of its constructor."""
 
     def multiply(self, x: Tensor) -> Tensor:
         """The product ``W x`` for vectors ``(..., in_features)``, without the bias."""
@@ -87,9 +101,11 @@ class StructuredLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-def check_positive(**values: int) -> None:
-    """Raise where a size is below 1, naming it."""
+def check_positive(**values: Any) -> None:
+    """Raise where a size is no whole number, of Python or NumPy, or below 1, naming it."""
     for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise ValueError(f"expected {name} as an integer, got {value!r}")
         if value < 1:
             raise ValueError(f"expected {name} >= 1, got {value}")
 
@@ -97,6 +113,8 @@ def check_positive(**values: int) -> None:
 def real_dtype(dtype: torch.dtype | None) -> torch.dtype:
     """The default type for None; raise for types that are not real floating point."""
     dtype = torch.get_default_dtype() if dtype is None else dtype
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"expected a torch.dtype, e.g. torch.float32, got {dtype!r}")
     if not dtype.is_floating_point:
         raise ValueError(f"expected a real floating-point dtype, got {dtype}; for complex maps use KMatrix")
     return dtype

@@ -327,6 +327,9 @@ def _check(x: Tensor, factors: Tensor) -> int:
     n = _check_factors(factors)
     if x.ndim == 0 or not 1 <= x.shape[-1] <= n:
         raise ValueError(f"expected x of shape (..., m) with m between 1 and {n}, got {tuple(x.shape)}")
+    if x.layout != torch.strided or x.is_nested:
+        kind = "a nested tensor: give its values()" if x.is_nested else f"{x.layout}: use x.to_dense()"
+        raise ValueError(f"expected x as a dense tensor, got {kind}")
     if x.device != factors.device:
         raise ValueError(f"x is on {x.device} and factors on {factors.device}: move them to one device")
     if x.dtype not in _PRECISION:

@@ -204,11 +204,23 @@ def _call(name: str, *args: Any) -> Any:
 
 def butterfly(x: Tensor, factors: Tensor, out_features: int) -> Tensor:
     """`kaleido_audio.ops.butterfly_multiply` for arguments that fit, on a device for which `is_native` holds."""
-    if torch.is_grad_enabled() and (x.requires_grad or factors.requires_grad):
-        if _is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.is_grad_enabled():
+        # Under vmap a tensor does not say whether what is in it needs gradients.
+        if torch._C._are_functorch_transforms_active():
+            if _is_compiling():  # which cannot look into the function of `_call`
+                return _butterfly_by_stages(x, factors, out_features)
             return _call("butterfly", x, factors, out_features)
-        return _Butterfly.apply(x, factors, out_features)
+        if x.requires_grad or factors.requires_grad:
+            if _is_compiling():
+                return _call("butterfly", x, factors, out_features)
+            return _Butterfly.apply(x, factors, out_features)
     return _butterfly_no_grad(x, factors, out_features)
+
+
+def _butterfly_by_stages(x: Tensor, factors: Tensor, out_features: int) -> Tensor:
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    y = multiply_by_stages(wide, factors)[..., :out_features]
+    return y.to(factors.dtype if factors.is_complex() else x.dtype)
 
 
 class _Butterfly(torch.autograd.Function):
@@ -219,16 +231,22 @@ class _Butterfly(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factors: Tensor, out_features: int) -> Tensor:
-        ctx.save_for_backward(x, factors)
+        # For its own gradient alone, x is its shape: the layer of constant factors keeps no activations.
+        ctx.x_like = (x.shape, x.dtype)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, factors)
         return _butterfly_no_grad(x, factors, out_features)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # a second derivative may follow
-            return _butterfly_grad(ctx, grad)
         needed = ctx.needs_input_grad[:2]
+        x, factors = ctx.saved_tensors
+        if x is None:
+            shape, dtype = ctx.x_like
+            x = grad.new_zeros(shape, dtype=dtype)
+        if torch.is_grad_enabled():  # a second derivative may follow
+            return *_chosen(_call("butterfly_backward", grad, x, factors, *needed), needed), None
         with torch._C._AutoDispatchBelowAutograd():
-            grads = torch.ops.kaleido_audio.butterfly_backward.default(grad, *ctx.saved_tensors, *needed)
+            grads = torch.ops.kaleido_audio.butterfly_backward.default(grad, x, factors, *needed)
         return *_chosen(grads, needed), None
 
 
@@ -267,8 +285,7 @@ def _butterfly_grad_grad(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     grad, x, factors = ctx.saved_tensors
 
     def multiply(x: Tensor, factors: Tensor) -> Tensor:
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        return multiply_by_stages(wide, factors)[..., : grad.shape[-1]].to(grad.dtype)
+        return _butterfly_by_stages(x, factors, grad.shape[-1])
 
     return *_second_order(ctx, multiply, grad, (x, factors), grads), None, None
 
@@ -278,6 +295,8 @@ def _butterfly_grad_grad(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
 
 def power_spectrum(waveform: Tensor, window: Tensor, factors: Tensor, rows: Tensor, hop: int) -> Tensor:
     """`kaleido_audio.ops.butterfly_power_spectrum` of a waveform ``(batch, time)``, for arguments that fit."""
+    if _is_compiling() and torch._C._are_functorch_transforms_active():
+        return power_spectrum_by_stages(waveform, window, factors, rows, hop)
     return _call("power_spectrum", waveform, window, factors, rows, hop)
 
 
