@@ -24,8 +24,12 @@ from recipes.timit.phones import PHONES_39
 
 History = Sequence[Mapping[str, float]]
 
-# Okabe and Ito's palette: told apart with every common kind of colour blindness.
-PALETTE = ("#000000", "#D55E00", "#E69F00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7")
+# Okabe and Ito's palette: told apart with every common kind of colour blindness. Behind it six of Tol's "muted" one,
+# which are darker, for the rows that seldom stand beside all the others.
+PALETTE = (
+    "#000000", "#D55E00", "#E69F00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7",
+    "#999933", "#882255", "#117733", "#44AA99", "#AA4499", "#332288",
+)  # fmt: skip
 BEFORE = "#8C8C8C"
 
 PHONE_GROUPS: dict[str, tuple[str, ...]] = {

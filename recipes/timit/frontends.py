@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kaleido_audio.frontends import MFSC, SincNet
+from kaleido_audio.frontends import MFSC, LinearMel, SincNet
 from kaleido_audio.transforms import KMelSpectrogram
 from recipes.timit.config import Config
 
@@ -54,6 +54,13 @@ def _kaleidoscope(**options: Any) -> Callable[[Config, int, float], nn.Module]:
     return build
 
 
+def _linear(transform: str, **options: Any) -> Callable[[Config, int, float], nn.Module]:
+    def build(config: Config, sample_rate: int, bandwidth: float) -> nn.Module:
+        return LinearMel(**_mel_arguments(config, sample_rate, bandwidth), transform=transform, **options)
+
+    return build
+
+
 def _sincnet(context: str) -> Callable[[Config, int, float], nn.Module]:
     def build(config: Config, sample_rate: int, bandwidth: float) -> nn.Module:
         # 7900 Hz at TIMIT's bandwidth, as published: the last filter's edge lies 100 Hz above the last point.
@@ -74,7 +81,8 @@ FRONTENDS: dict[str, FrontendSpec] = {
     "sincnet-window": FrontendSpec("SincNet (200 ms windows)", _sincnet("window")),
     "kaleidoscope": FrontendSpec("Kaleidoscope", _kaleidoscope(), lr_multiplier=0.1),
     "kaleidoscope-filterbank": FrontendSpec(
-        "Kaleidoscope, only the filterbank learned",
+        # With the Fourier transform held fixed this is the paper's row "FFT".
+        "FFT: Kaleidoscope, only the filterbank learned",
         _kaleidoscope(learnable=("filterbank",)),
         lr_multiplier=0.1,
     ),
@@ -82,6 +90,16 @@ FRONTENDS: dict[str, FrontendSpec] = {
         "Kaleidoscope, only the transform learned", _kaleidoscope(learnable=("transform",)), lr_multiplier=0.1
     ),
     "kaleidoscope-random": FrontendSpec("Kaleidoscope, random start", _kaleidoscope(init="orthogonal")),
+    # The paper's other maps in the place of the Fourier transform. Budgets are those of Kaleidoscope where there is
+    # a choice.
+    "identity": FrontendSpec("Identity: no transform, squared samples", _linear("identity")),
+    "circulant": FrontendSpec("Circulant, random start", _linear("circulant")),
+    "low-rank": FrontendSpec("Low rank, as large as Kaleidoscope, random start", _linear("low_rank")),
+    "sparse": FrontendSpec("Sparse, as large as Kaleidoscope, random start", _linear("sparse")),
+    "dense": FrontendSpec("Dense, random start", _linear("dense")),
+    "dense-fourier": FrontendSpec(
+        "Dense, starts as the Fourier transform", _linear("dense", init="fourier"), lr_multiplier=0.1
+    ),
 }
 
 

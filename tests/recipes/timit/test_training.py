@@ -114,7 +114,7 @@ def test_it_learns_the_tones_and_evaluates(corpus, tmp_path) -> None:
 
 def test_the_front_end_moves_only_where_it_learns(corpus, tmp_path) -> None:
     moved = {}
-    for name in ("mfsc", "kaleidoscope", "kaleidoscope-filterbank"):
+    for name in ("mfsc", "kaleidoscope", "kaleidoscope-filterbank", "identity", "dense-fourier"):
         config = dataclasses.replace(SMALL, frontend=name, epochs=1)
         data = Speech(corpus, config)
         start = {k: v.clone() for k, v in build_task(config, data).state_dict().items() if "frontend" in k}
@@ -122,8 +122,29 @@ def test_the_front_end_moves_only_where_it_learns(corpus, tmp_path) -> None:
         end = load_best(config, data, tmp_path / name).state_dict()
         moved[name] = {k.split("frontend.")[1] for k, v in start.items() if not torch.equal(v, end[k])}
     assert moved["mfsc"] == set()
-    assert moved["kaleidoscope-filterbank"] == {"mel_scale.fb"}
+    assert moved["kaleidoscope-filterbank"] == moved["identity"] == {"mel_scale.fb"}
+    assert moved["dense-fourier"] == {"mel_scale.fb", "spectrogram.real.weight", "spectrogram.imaginary.weight"}
     assert moved["kaleidoscope"] == {"mel_scale.fb", "spectrogram.transform.weight"}
+
+
+@pytest.mark.parametrize(
+    ("name", "transform", "filterbank"),
+    [
+        ("kaleidoscope-filterbank", 0, 257 * 40),
+        ("identity", 0, 512 * 40),
+        ("circulant", 2 * 512, 257 * 40),
+        ("low-rank", 2 * 18 * 1024, 257 * 40),
+        ("sparse", 36_864, 257 * 40),
+        ("kaleidoscope", 36_864, 257 * 40),
+        ("dense", 2 * 512**2, 257 * 40),
+        ("dense-fourier", 2 * 512**2, 257 * 40),
+    ],
+)
+def test_the_maps_in_the_place_of_the_fourier_transform_have_these_parameters(name, transform, filterbank) -> None:
+    frontend = build_frontend(Config(frontend=name), sample_rate=16000, bandwidth=8000.0)
+    learned = {key: p.numel() for key, p in frontend.named_parameters() if p.requires_grad}
+    assert learned.pop("mel_scale.fb") == filterbank
+    assert sum(learned.values()) == transform
 
 
 def test_learning_rates_by_part_and_steps(corpus, tmp_path) -> None:
