@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kaleido_audio import functional as F
+from kaleido_audio.functional.spectrograms import padded_and_window
 from kaleido_audio.kmatrix import KMatrix
 from kaleido_audio.nn import (
     CirculantLinear,
@@ -23,6 +24,7 @@ from kaleido_audio.nn import (
     match_parameters,
 )
 from kaleido_audio.transforms import Filterbank, MelFrontEnd, Spectrogram, mel_parts
+from kaleido_audio.transforms.options import checked_learnable, learnable_repr
 
 _LAYERS: dict[str, type[nn.Module]] = {
     "dense": DenseLinear,
@@ -145,17 +147,20 @@ class LinearSpectrogram(Spectrogram):
         """Outputs in use: ``n_fft // 2 + 1``, or n_fft where not one-sided and for the identity."""
         return self.n_fft // 2 + 1 if self.onesided and self.transform != "identity" else self.n_fft
 
-    def _specgram(self, waveform: Tensor, lengths: Tensor | None) -> Tensor:
-        frames = F.frame(
-            _widened(waveform, self.window.dtype),
+    def _specgram(self, waveform: Tensor, lengths: Tensor | None, pad: int, center: bool) -> Tensor:
+        padded, window = padded_and_window(
+            waveform,
+            pad,
+            self.window,
             self.n_fft,
             self.hop_length,
-            pad=self.pad,
-            center=self.center,
-            pad_mode=self.pad_mode,
-            lengths=lengths,
+            self.win_length,
+            self.normalized,
+            center,
+            self.pad_mode,
+            lengths,
         )
-        frames = frames * self._centred_window()
+        frames = padded.unfold(-1, self.n_fft, self.hop_length) * window
         if self.real is None or self.imaginary is None:
             real = math.sqrt(self.n_fft) * frames
             imaginary = torch.zeros_like(real)
@@ -164,22 +169,13 @@ class LinearSpectrogram(Spectrogram):
         if self.power is None:
             result = torch.complex(real, imaginary)
         else:
-            result = _power_of_squared(real * real + imaginary * imaginary, self.power)
+            result = F.power_of_squared(real * real + imaginary * imaginary, self.power)
         result = result.transpose(-1, -2)
         return result if lengths is None else F.mask_frames(result, self.frame_counts(lengths))
 
-    def _centred_window(self) -> Tensor:
-        """The window, normalised, in the middle of n_fft samples."""
-        window = self.window
-        if self.normalized:
-            by_length = self.normalized == "frame_length"
-            window = window * (self.n_fft**-0.5 if by_length else window.square().sum().rsqrt())
-        left = (self.n_fft - self.win_length) // 2
-        return nn.functional.pad(window, (left, self.n_fft - self.win_length - left))
-
     def extra_repr(self) -> str:
         """Sizes, in samples, the power, the kind of map, and what is learnable."""
-        return f"{super().extra_repr()}, transform={self.transform!r}, {_learnable_repr(self, self.learnable)}"
+        return f"{super().extra_repr()}, transform={self.transform!r}, {learnable_repr(self, self.learnable)}"
 
 
 class LinearMel(MelFrontEnd):
@@ -290,7 +286,7 @@ class LinearMel(MelFrontEnd):
 
     def extra_repr(self) -> str:
         """Sample rate, what is learnable, and the number of learnable parameters."""
-        return f"sample_rate={self.sample_rate}, {_learnable_repr(self, self.learnable)}"
+        return f"sample_rate={self.sample_rate}, {learnable_repr(self, self.learnable)}"
 
 
 def _make_layers(
@@ -336,42 +332,7 @@ def _triangles_in_time(n_fft: int, win_length: int, count: int, dtype: torch.dty
     return nn.functional.pad((1 - distances / half_width).clamp(min=0), (0, 0, left, n_fft - win_length - left))
 
 
-def _power_of_squared(squared: Tensor, power: float) -> Tensor:
-    """``squared ** (power / 2)``, with a zero gradient where it is zero."""
-    if power == 2:
-        return squared
-    # The derivative of a power below 1 is infinite at 0, and infinity times 0 would be NaN.
-    silent = squared == 0
-    return squared.masked_fill(silent, 1).pow(power / 2).masked_fill(silent, 0)
-
-
-def _widened(waveform: Tensor, dtype: torch.dtype) -> Tensor:
-    if not isinstance(waveform, Tensor):
-        raise ValueError(f"expected the waveform as a torch.Tensor, got {type(waveform).__name__}")
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"front ends compute in float32 or float64, and this one's parameters are {dtype}: keep it out "
-            "of model.half() and model.bfloat16(), or use torch.autocast, under which it stays in float32"
-        )
-    if not waveform.is_floating_point():
-        raise ValueError(
-            f"expected a floating-point waveform in [-1, 1], got {waveform.dtype}: convert it, and divide "
-            "integers by their full scale, e.g. waveform.float() / 32768 for int16"
-        )
-    if waveform.dtype == torch.float64 and dtype == torch.float32:
-        raise ValueError(
-            "waveform is float64 and the front end float32: convert one, waveform.float() or module.double()"
-        )
-    return waveform.to(dtype)
-
-
 def _checked_learnable(learnable: Collection[str], choices: tuple[str, ...], transform: str) -> tuple[str, ...]:
     """The names in order, without the transform of an identity."""
-    for name in learnable:
-        F.check_choice("each name in learnable", name, choices)
-    return tuple(name for name in choices if name in learnable and (name, transform) != ("transform", "identity"))
-
-
-def _learnable_repr(module: nn.Module, learnable: tuple[str, ...]) -> str:
-    count = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    return f"learnable={learnable}, learnable parameters={count}"
+    names = checked_learnable(learnable, choices)
+    return tuple(name for name in names if (name, transform) != ("transform", "identity"))

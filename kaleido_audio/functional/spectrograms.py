@@ -57,7 +57,7 @@ def spectrogram(
     >>> spectrogram(tone, 0, torch.hann_window(64), 64, 32, 64, 2.0, center=False).argmax(0).unique()
     tensor([10])
     """
-    padded, window = _padded_and_window(
+    padded, window = padded_and_window(
         waveform, pad, window, n_fft, hop_length, win_length, normalized, center, pad_mode, lengths
     )
     frames = padded.unfold(-1, n_fft, hop_length) * window
@@ -110,7 +110,7 @@ def k_spectrogram(
     >>> torch.allclose(learnable, spectrogram(x, 0, window, 64, 32, 64, 2.0), atol=1e-4)
     True
     """
-    padded, window = _padded_and_window(
+    padded, window = padded_and_window(
         waveform, pad, window, n_fft, hop_length, win_length, normalized, center, pad_mode, lengths
     )
     if power is None:
@@ -159,7 +159,7 @@ def k_mel_spectrogram(
         ValueError: a shape, type or option that does not fit.
     """
     if fuses_k_mel(waveform, window, factors, fb):
-        padded, window = _padded_and_window(
+        padded, window = padded_and_window(
             waveform, pad, window, n_fft, hop_length, win_length, normalized, center, pad_mode, lengths
         )
         bands = ops.butterfly_filterbank(
@@ -194,7 +194,7 @@ def fuses_k_mel(waveform: Tensor, window: Tensor, factors: Tensor, fb: Tensor) -
     return ops.has_filterbank(waveform, factors)
 
 
-def _padded_and_window(
+def padded_and_window(
     waveform: Tensor,
     pad: int,
     window: Tensor,
