@@ -60,15 +60,20 @@ def is_native(x: Tensor) -> bool:
 def _has_code(gpu: int | None) -> bool:
     """Whether the CUDA library was compiled for a GPU."""
     if gpu not in _has_code_for:
-        # Without a GPU, fake tensors alone come here.
-        _has_code_for[gpu] = not torch.cuda.is_available() or runs_on(
-            torch.ops.kaleido_audio.cuda_architectures(), torch.cuda.get_device_capability(gpu)
-        )
+        _has_code_for[gpu] = True  # without a GPU, fake tensors alone come here
+        if torch.cuda.is_available():
+            architectures, capability = (
+                torch.ops.kaleido_audio.cuda_architectures(),
+                torch.cuda.get_device_capability(gpu),
+            )
+            _has_code_for[gpu] = runs_on(architectures, capability)
+            own = ".".join(map(str, capability))
+            _missing.setdefault("cuda", f"they were compiled for {architectures}, and this GPU is of capability {own}")
     return _has_code_for[gpu]
 
 
 def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
-    """Whether code compiled for some architectures runs on a GPU; if not, `_missing` says so.
+    """Whether code compiled for some architectures runs on a GPU.
 
     Args:
         architectures: ten times the compute capabilities of the code, in rising order, e.g. ``"80:90"``. It runs on
@@ -80,11 +85,7 @@ def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
     """
     numbers = [int(part.rstrip("af")) for part in architectures.split(":")]
     own = 10 * capability[0] + capability[1]
-    if own >= numbers[-1] or any(own >= number and own // 10 == number // 10 for number in numbers):
-        return True
-    known = ", ".join(f"{number / 10:.1f}" for number in numbers)
-    _missing["cuda"] = f"they are for compute capability {known}, and this GPU has {own / 10:.1f}"
-    return False
+    return own >= numbers[-1] or any(own >= number and own // 10 == number // 10 for number in numbers)
 
 
 def has_power_spectrum(waveform: Tensor, factors: Tensor) -> bool:
