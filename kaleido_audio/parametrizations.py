@@ -103,9 +103,9 @@ def random_unitary_blocks(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         dtype: real or complex.
     """
     if not dtype.is_complex:
-        return unitary_blocks(
-            torch.rand(shape, dtype=dtype) * (2 * math.pi), torch.rand(shape, dtype=torch.float32) < 0.5
-        )
+        angles = torch.rand(shape, dtype=dtype) * (2 * math.pi)
+        # In one type: numbers of another default type would be others.
+        return unitary_blocks(angles, torch.rand(shape, dtype=torch.float32) < 0.5)
     angles = torch.rand(*shape[:-1], 4, shape[-1], dtype=dtype.to_real()) * (2 * math.pi)
     angles[..., 0, :] = torch.rand(shape, dtype=angles.dtype).sqrt().asin()
     return unitary_blocks(angles, None)

@@ -644,3 +644,16 @@ def test_a_matrix_with_nan_has_no_inverse() -> None:
         k.weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match="is singular"):
         k.inverse()
+
+
+def test_a_random_start_is_the_same_whatever_the_default_dtype() -> None:
+    def start() -> torch.Tensor:
+        torch.manual_seed(0)
+        return KMatrix(8).weight.detach()
+
+    expected = start()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(start(), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
