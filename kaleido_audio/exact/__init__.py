@@ -1,4 +1,7 @@
-"""Exact K-matrices of known maps, built in float64 and rounded once to the type asked for."""
+"""Exact K-matrices of known maps, built in float64 on the CPU and rounded once to the type asked for.
+
+The results are on torch's default device.
+"""
 
 from kaleido_audio.exact.circuit import circuit
 from kaleido_audio.exact.convolutions import circulant, convolution, hankel, toeplitz

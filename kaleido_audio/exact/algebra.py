@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kaleido_audio.exact.arguments import check_finite
+from kaleido_audio.exact.arguments import as_tensor, check_dtype, check_finite, integer
 from kaleido_audio.kmatrix import KMatrix, padded_size
 
 Vector = Tensor | np.ndarray | Sequence[float] | Sequence[complex]
@@ -49,16 +49,18 @@ def is_power_of_two(n: int) -> bool:
     return n > 0 and n & (n - 1) == 0
 
 
-def check_length(n: int) -> None:
-    """Raise where n is no length of a vector."""
+def check_length(n: int) -> int:
+    """n as an int; raise where it is no length of a vector."""
+    n = integer("n", n)
     if n < 1:
         raise ValueError(f"expected n >= 1, got {n}")
+    return n
 
 
 def check_complex(dtype: torch.dtype, what: str) -> None:
     """Raise where the factors are complex, whatever the entries of the map, and a real type is asked for."""
     if dtype not in (torch.complex64, torch.complex128):
-        raise ValueError(f"the factors of {what} are complex: expected dtype complex64 or complex128, got {dtype}")
+        raise ValueError(f"the factors of {what} are complex: expected dtype complex64 or complex128, got {dtype!r}")
 
 
 def read_vectors(
@@ -74,19 +76,18 @@ def read_vectors(
     """
     vectors, types = [], []
     for name, values in given.items():
-        if isinstance(values, np.ndarray):
-            values = np.array(values, order="C")  # tensors have no negative strides
-        tensor = torch.as_tensor(values)
+        tensor = as_tensor(values)
         if tensor.ndim != 1 or len(tensor) == 0:
             raise ValueError(f"expected {name} of shape (n,) with n >= 1, got {tuple(tensor.shape)}")
         precise = torch.complex128 if tensor.is_complex() else torch.float64
-        vectors.append(torch.as_tensor(values, dtype=precise, device="cpu").detach())
+        vectors.append(as_tensor(values, dtype=precise, device="cpu").detach())
         check_finite(vectors[-1], name)
         types.append(tensor.dtype)
     if dtype is None:
         # float32 at least: K-matrices have no half-precision parameters.
         dtype = functools.reduce(torch.promote_types, types, torch.float32)
         dtype = dtype.to_complex() if complex_factors else dtype
+    check_dtype(dtype)
     if complex_factors:
         check_complex(dtype, what)
     elif not dtype.is_complex and any(v.is_complex() for v in vectors):

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from kaleido_audio.exact.arguments import check_finite, result_dtype
+from kaleido_audio.exact.algebra import check_length
+from kaleido_audio.exact.arguments import check_finite, integer, made_on_cpu, result_dtype
 from kaleido_audio.exact.layers import Layer
 from kaleido_audio.kmatrix import KMatrix, padded_size
 
 Gate = Mapping[int, complex]
 
 
+@made_on_cpu
 def circuit(n: int, gates: Sequence[Gate], outputs: Sequence[int], *, dtype: torch.dtype | None = None) -> KMatrix:
     """The linear map that a circuit of sums computes, such as a fast algorithm.
 
@@ -43,7 +45,9 @@ def circuit(n: int, gates: Sequence[Gate], outputs: Sequence[int], *, dtype: tor
     >>> prefix_sums(torch.tensor([1.0, 10.0, 100.0])).tolist()
     [1.0, 11.0, 111.0]
     """
-    outputs = [int(wire) for wire in outputs]
+    n = check_length(n)
+    gates = [{integer("a wire", wire): value for wire, value in gate.items()} for gate in gates]
+    outputs = [integer("an output", wire) for wire in outputs]
     _check_wires(n, gates, outputs)
     coefficients = [coefficient for gate in gates for coefficient in gate.values()]
     is_complex = torch.tensor(coefficients).is_complex()
@@ -61,8 +65,6 @@ def circuit(n: int, gates: Sequence[Gate], outputs: Sequence[int], *, dtype: tor
 
 
 def _check_wires(n: int, gates: Sequence[Gate], outputs: Sequence[int]) -> None:
-    if n < 1:
-        raise ValueError(f"expected n >= 1, got {n}")
     if len(outputs) == 0:
         raise ValueError("expected at least one output")
     for g, gate in enumerate(gates):

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from kaleido_audio.exact.algebra import Vector, check_length, corner, is_power_of_two, read_vectors
+from kaleido_audio.exact.arguments import made_on_cpu
 from kaleido_audio.exact.fourier import circular_convolution, circular_correlation
 from kaleido_audio.factors import balanced
 from kaleido_audio.kmatrix import KMatrix, padded_size
 
 
+@made_on_cpu
 def circulant(c: Vector, *, dtype: torch.dtype | None = None) -> KMatrix:
     """The circulant matrix with first column c, as `scipy.linalg.circulant`: circular convolution with c.
 
@@ -37,6 +39,7 @@ def circulant(c: Vector, *, dtype: torch.dtype | None = None) -> KMatrix:
     return _toeplitz(torch.cat([column[1:], column]), n, n, dtype)
 
 
+@made_on_cpu
 def toeplitz(c: Vector, r: Vector | None = None, *, dtype: torch.dtype | None = None) -> KMatrix:
     """The Toeplitz matrix with first column c and first row r, as `scipy.linalg.toeplitz`.
 
@@ -62,6 +65,7 @@ def toeplitz(c: Vector, r: Vector | None = None, *, dtype: torch.dtype | None = 
     return _toeplitz(torch.cat([row[1:].flip(0), column]), len(column), len(row), dtype)
 
 
+@made_on_cpu
 def hankel(c: Vector, r: Vector | None = None, *, dtype: torch.dtype | None = None) -> KMatrix:
     """The Hankel matrix with first column c and last row r, as `scipy.linalg.hankel`.
 
@@ -87,6 +91,7 @@ def hankel(c: Vector, r: Vector | None = None, *, dtype: torch.dtype | None = No
     return corner(len(row), balanced(circular_correlation(kernel)), dtype, out_features=len(column))
 
 
+@made_on_cpu
 def convolution(h: Vector, n: int, mode: str = "full", *, dtype: torch.dtype | None = None) -> KMatrix:
     """Convolution of vectors ``(n,)`` with h, as ``scipy.signal.convolve(x, h, mode)`` and, for n >= m, numpy's.
 
@@ -110,7 +115,7 @@ def convolution(h: Vector, n: int, mode: str = "full", *, dtype: torch.dtype | N
     tensor([1., 3., 5., 3.])
     """
     (response,), dtype = read_vectors("a convolution", dtype, True, h=h)
-    check_length(n)
+    n = check_length(n)
     m = len(response)
     ranges = {
         "full": (0, n + m - 1),

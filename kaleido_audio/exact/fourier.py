@@ -15,6 +15,7 @@ from kaleido_audio.exact.algebra import (
     scale_inputs,
     scale_outputs,
 )
+from kaleido_audio.exact.arguments import made_on_cpu
 from kaleido_audio.exact.permutations import bit_reversal
 from kaleido_audio.exact.products import kronecker
 from kaleido_audio.exact.self_sorting import self_sorting
@@ -22,6 +23,7 @@ from kaleido_audio.factors import balanced, identity_factors
 from kaleido_audio.kmatrix import KMatrix, padded_size
 
 
+@made_on_cpu
 def dft(n: int, *, bit_reversed: bool = False, dtype: torch.dtype = torch.complex64) -> KMatrix:
     """The discrete Fourier transform of any length, as `torch.fft.fft`.
 
@@ -50,7 +52,7 @@ def dft(n: int, *, bit_reversed: bool = False, dtype: torch.dtype = torch.comple
     True
     """
     check_complex(dtype, "a Fourier transform")
-    check_length(n)
+    n = check_length(n)
     if not bit_reversed:
         return corner(n, balanced(_dft_factors(n)), dtype)
     if not is_power_of_two(n):
@@ -59,6 +61,7 @@ def dft(n: int, *, bit_reversed: bool = False, dtype: torch.dtype = torch.comple
     return corner(n, torch.cat([fourier, identity_factors(1, padded_size(n), fourier.dtype)]), dtype)
 
 
+@made_on_cpu
 def idft(n: int, *, dtype: torch.dtype = torch.complex64) -> KMatrix:
     """The inverse discrete Fourier transform of any length, as `torch.fft.ifft` (scaled by 1/n).
 
@@ -76,10 +79,11 @@ def idft(n: int, *, dtype: torch.dtype = torch.complex64) -> KMatrix:
     True
     """
     check_complex(dtype, "a Fourier transform")
-    check_length(n)
+    n = check_length(n)
     return corner(n, balanced(scale_outputs(_dft_factors(n).conj().resolve_conj(), 1 / n)), dtype)
 
 
+@made_on_cpu
 def dft2(rows: int, columns: int, *, dtype: torch.dtype = torch.complex64) -> KMatrix:
     """The two-dimensional DFT on flattened matrices, ``torch.fft.fft2(x).flatten()`` of x ``(rows, columns)``.
 
@@ -104,6 +108,7 @@ def dft2(rows: int, columns: int, *, dtype: torch.dtype = torch.complex64) -> KM
     return kronecker(dft(rows, dtype=dtype), dft(columns, dtype=dtype))
 
 
+@made_on_cpu
 def idft2(rows: int, columns: int, *, dtype: torch.dtype = torch.complex64) -> KMatrix:
     """The inverse of `dft2`, as `torch.fft.ifft2` on flattened matrices, in the same class.
 

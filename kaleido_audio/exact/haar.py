@@ -7,11 +7,13 @@ import math
 import torch
 
 from kaleido_audio.exact.algebra import corner, is_power_of_two
+from kaleido_audio.exact.arguments import check_dtype, integer, made_on_cpu
 from kaleido_audio.exact.permutations import benes
 from kaleido_audio.factors import identity_factors
 from kaleido_audio.kmatrix import KMatrix, padded_size
 
 
+@made_on_cpu
 def haar(n: int, *, dtype: torch.dtype = torch.float32) -> KMatrix:
     """The orthonormal discrete Haar wavelet transform, all log2 n levels, coarse to fine.
 
@@ -37,6 +39,8 @@ def haar(n: int, *, dtype: torch.dtype = torch.float32) -> KMatrix:
             [2., 2., 0., 0.],
             [0., 0., 2., 2.]])
     """
+    check_dtype(dtype)
+    n = integer("n", n)
     if not is_power_of_two(n):
         raise ValueError(f"a Haar transform of all levels needs n to be a power of two, got {n}")
     factors = identity_factors(2, padded_size(n))

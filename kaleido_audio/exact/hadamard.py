@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from kaleido_audio.exact.algebra import corner, is_power_of_two
+from kaleido_audio.exact.arguments import check_dtype, integer, made_on_cpu
 from kaleido_audio.exact.fourier import is_second
 from kaleido_audio.factors import identity_factors
 from kaleido_audio.kmatrix import KMatrix, padded_size
 
 
+@made_on_cpu
 def hadamard(n: int, *, dtype: torch.dtype = torch.float32) -> KMatrix:
     """The Hadamard matrix in Sylvester's order, as `scipy.linalg.hadamard`: entries 1 and -1.
 
@@ -27,6 +29,8 @@ def hadamard(n: int, *, dtype: torch.dtype = torch.float32) -> KMatrix:
     tensor([[ 1.,  1.],
             [ 1., -1.]])
     """
+    check_dtype(dtype)
+    n = integer("n", n)
     if not is_power_of_two(n):
         raise ValueError(f"a Hadamard matrix of Sylvester's kind needs n to be a power of two, got {n}")
     factors = identity_factors(2, padded_size(n))

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from kaleido_audio.exact.algebra import check_complex, check_length, corner, is_power_of_two, scale_inputs
+from kaleido_audio.exact.arguments import made_on_cpu
 from kaleido_audio.exact.extension import mirrored
 from kaleido_audio.exact.fourier import chirped_dft, is_second
 from kaleido_audio.factors import balanced, identity_factors
 from kaleido_audio.kmatrix import KMatrix, padded_size
 
 
+@made_on_cpu
 def hartley(n: int, *, dtype: torch.dtype = torch.complex64) -> KMatrix:
     """The discrete Hartley transform of any length: ``cos(2 pi j k / n) + sin(2 pi j k / n)``.
 
@@ -45,7 +47,7 @@ def hartley(n: int, *, dtype: torch.dtype = torch.complex64) -> KMatrix:
     True
     """
     check_complex(dtype, "a Hartley transform")
-    check_length(n)
+    n = check_length(n)
     if is_power_of_two(n):
         size = padded_size(n)  # one point: a corner of two
         fourier = chirped_dft(size, size, range(size))

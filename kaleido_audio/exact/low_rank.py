@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kaleido_audio.exact.arguments import as_matrix, result_dtype
+from kaleido_audio.exact.arguments import as_matrix, made_on_cpu, result_dtype
 from kaleido_audio.exact.fourier import is_second
 from kaleido_audio.exact.layers import transposed
 from kaleido_audio.kmatrix import KMatrix, padded_size
 
 
+@made_on_cpu
 def low_rank(u: Any, v: Any, *, dtype: torch.dtype | None = None) -> KMatrix:
     """The m x n matrix ``u @ v.T`` of rank r.
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from kaleido_audio.exact.arguments import as_tensor, check_dtype, integer, made_on_cpu
 from kaleido_audio.kmatrix import KMatrix, padded_size
 
 
+@made_on_cpu
 def permutation(p: Sequence[int] | Tensor, *, dtype: torch.dtype = torch.float32) -> KMatrix:
     """The permutation matrix of ``y[i] = x[p[i]]``.
 
@@ -29,6 +30,7 @@ def permutation(p: Sequence[int] | Tensor, *, dtype: torch.dtype = torch.float32
     >>> permutation([2, 0, 1])(torch.tensor([10.0, 11.0, 12.0])).tolist()
     [12.0, 10.0, 11.0]
     """
+    check_dtype(dtype)
     p = check_permutation(p)
     n = len(p)
     return KMatrix.from_factors(n, benes(torch.cat([p, torch.arange(n, padded_size(n))])).to(dtype))
@@ -36,7 +38,7 @@ def permutation(p: Sequence[int] | Tensor, *, dtype: torch.dtype = torch.float32
 
 def check_permutation(p: Sequence[int] | Tensor) -> Tensor:
     """``p`` as an int64 tensor ``(n,)``, or a ValueError where it is not each of 0, ..., n - 1 once."""
-    given = torch.as_tensor(p.copy() if isinstance(p, np.ndarray) else p).cpu()  # tensors have no negative strides
+    given = as_tensor(p).cpu()
     n = given.numel()
     indices = given.long()
     integers = bool((given == indices).all())
@@ -46,6 +48,7 @@ def check_permutation(p: Sequence[int] | Tensor) -> Tensor:
     return indices
 
 
+@made_on_cpu
 def bit_reversal(n: int) -> Tensor:
     """The indices 0, ..., n - 1 with their log2 n bits in reverse order, an int64 tensor ``(n,)``.
 
@@ -55,6 +58,7 @@ def bit_reversal(n: int) -> Tensor:
     >>> bit_reversal(8).tolist()
     [0, 4, 2, 6, 1, 5, 3, 7]
     """
+    n = integer("n", n)
     if n < 1 or n & (n - 1):
         raise ValueError(f"bit reversal needs n to be a power of two, got {n}")
     result = torch.zeros(1, dtype=torch.int64)

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from kaleido_audio.exact.algebra import Vector, corner, read_vectors, scale_outputs
+from kaleido_audio.exact.arguments import made_on_cpu
 from kaleido_audio.exact.permutations import benes
 from kaleido_audio.factors import identity_factors, widened
 from kaleido_audio.kmatrix import KMatrix, padded_size
 
 
+@made_on_cpu
 def diagonal(d: Vector, *, dtype: torch.dtype | None = None) -> KMatrix:
     """The diagonal matrix of ``y = d * x``, as `torch.diag`.
 
@@ -32,6 +34,7 @@ def diagonal(d: Vector, *, dtype: torch.dtype | None = None) -> KMatrix:
     return corner(n, scale_outputs(identity_factors(2, size), torch.cat([entries, entries.new_ones(size - n)])), dtype)
 
 
+@made_on_cpu
 def kronecker(a: KMatrix, b: KMatrix) -> KMatrix:
     """The Kronecker product of two K-matrices, as `torch.kron` of their dense forms.
 

@@ -12,13 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kaleido_audio.exact.arguments import as_double, as_matrix, check_finite, check_matrix_shape, result_dtype
+from kaleido_audio.exact.arguments import (
+    as_double,
+    as_matrix,
+    check_finite,
+    check_matrix_shape,
+    integer,
+    made_on_cpu,
+    result_dtype,
+)
 from kaleido_audio.exact.layers import Layer
 from kaleido_audio.kmatrix import KMatrix, padded_size
 
 _EXPANSIONS = (1, 2, 4)
 
 
+@made_on_cpu
 def sparse(matrix: Any, *, expansion: int | None = None, dtype: torch.dtype | None = None) -> KMatrix:
     """A sparse matrix of any shape, at a cost that grows with its number s of nonzeros.
 
@@ -58,8 +67,10 @@ def sparse(matrix: Any, *, expansion: int | None = None, dtype: torch.dtype | No
     """
     nonzeros, matrix_dtype = _nonzeros(matrix)
     dtype = result_dtype(dtype, matrix_dtype)
-    if expansion is not None and expansion < 1:
-        raise ValueError(f"expected expansion >= 1, got {expansion}")
+    if expansion is not None:
+        expansion = integer("expansion", expansion)
+        if expansion < 1:
+            raise ValueError(f"expected expansion >= 1, got {expansion}")
     m, n = nonzeros.shape
     cheapest = None
     for e in _EXPANSIONS if expansion is None else (expansion,):

@@ -15,6 +15,7 @@ from kaleido_audio.exact.algebra import (
     scale_inputs,
     scale_outputs,
 )
+from kaleido_audio.exact.arguments import made_on_cpu
 from kaleido_audio.exact.extension import mirrored
 from kaleido_audio.exact.fourier import circular_convolution
 from kaleido_audio.exact.hadamard import hadamard_factor
@@ -23,6 +24,7 @@ from kaleido_audio.factors import balanced, identity_factors
 from kaleido_audio.kmatrix import KMatrix, padded_size
 
 
+@made_on_cpu
 def fastfood(
     s: Vector, g: Vector, p: Sequence[int] | Tensor, b: Vector, *, dtype: torch.dtype | None = None
 ) -> KMatrix:
@@ -65,6 +67,7 @@ def fastfood(
     return corner(n, torch.cat(factors), dtype)
 
 
+@made_on_cpu
 def acdc(a: Vector, d: Vector, *, dtype: torch.dtype | None = None) -> KMatrix:
     """ACDC: ``y = idct(d * dct(a * x))`` with the orthonormal cosine transform of type 2, for any n.
 

@@ -15,6 +15,7 @@ from kaleido_audio.exact.algebra import (
     scale_inputs,
     scale_outputs,
 )
+from kaleido_audio.exact.arguments import made_on_cpu
 from kaleido_audio.exact.extension import mirrored
 from kaleido_audio.exact.fourier import chirped_dft, unit
 from kaleido_audio.factors import balanced, identity_factors
@@ -25,6 +26,7 @@ _INVERSE_TYPE = {1: 1, 2: 3, 3: 2, 4: 4}
 _INVERSE_NORM = {"backward": "forward", "ortho": "ortho", "forward": "backward"}
 
 
+@made_on_cpu
 def dct(
     n: int,
     type: int = 2,
@@ -63,6 +65,7 @@ def dct(
     return _transform("cosine", n, type, norm, orthogonalize, dtype)
 
 
+@made_on_cpu
 def idct(
     n: int,
     type: int = 2,
@@ -92,6 +95,7 @@ def idct(
     return _transform("cosine", n, *_inverse(type, norm), _is_orthogonal(norm, orthogonalize), dtype)
 
 
+@made_on_cpu
 def dst(
     n: int,
     type: int = 2,
@@ -124,6 +128,7 @@ def dst(
     return _transform("sine", n, type, norm, orthogonalize, dtype)
 
 
+@made_on_cpu
 def idst(
     n: int,
     type: int = 2,
@@ -176,7 +181,7 @@ def _transform(
     positions 0 and m are their own mirror images modulo 2m: they count once, as in scipy.
     """
     check_complex(dtype, "a cosine or sine transform")
-    check_length(n)
+    n = check_length(n)
     _check_options(type, norm)
     sine = kind == "sine"
     if type == 1 and n == 1 and not sine:

@@ -142,6 +142,8 @@ def test_gradients() -> None:
     [
         (lambda: exact.circuit(0, [], [0]), "expected n >= 1, got 0"),
         (lambda: exact.circuit(2, [], []), "at least one output"),
+        (lambda: exact.circuit(2, [{0: 1}], [2.7]), "expected an output to be an integer, got 2.7"),
+        (lambda: exact.circuit(2, [{0.5: 1}], [2]), "expected a wire to be an integer, got 0.5"),
         (lambda: exact.circuit(2, [{}], [2]), "gate 0 reads no wire"),
         (lambda: exact.circuit(2, [{0: 1}, {4: 1}], [2]), r"gate 1 reads wire 4: expected wires 0, \.\.\., 2"),
         (lambda: exact.circuit(2, [{2: 1}], [2]), r"gate 0 reads wire 2: expected wires 0, \.\.\., 1"),
