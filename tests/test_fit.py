@@ -270,6 +270,9 @@ def test_progress_goes_to_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> No
         (lambda: fit.to_kmatrix(torch.ones(2, 2, dtype=torch.int64)), "got torch.int64"),
         (lambda: fit.to_kmatrix(torch.eye(4), dtype=torch.float16), "expected dtype in"),
         (lambda: fit.to_kmatrix(1j * torch.eye(4), dtype=torch.float32), "complex dtype, got torch.float32"),
+        (lambda: fit.to_kmatrix(torch.eye(4), dtype="float32"), "expected dtype in .*, got 'float32'"),
+        (lambda: fit.to_kmatrix(torch.eye(4).double() * 1e300, dtype=torch.float32), r"up to 1e\+300.* torch.float32"),
+        (lambda: fit.to_kmatrix(torch.eye(4), width=1.5), "width to be an integer, got 1.5"),
         (lambda: fit.to_kmatrix(torch.eye(4), width=0), "width >= 1, got 0"),
         (lambda: fit.to_kmatrix(torch.eye(4), expansion=0), "expansion >= 1, got 0"),
         (lambda: fit.to_kmatrix(torch.eye(4), sweeps=-1), "sweeps >= 0, got -1"),
@@ -295,3 +298,20 @@ def test_scale_does_not_matter(scale: float) -> None:
 def test_arrays_are_matrices_too() -> None:
     found = fit.to_kmatrix(np.eye(4)[::1], progress=False)
     assert found.exact and fit.relative_error(found.kmatrix, np.eye(4)) < 1e-12
+    found = fit.to_kmatrix(np.eye(4)[::-1], expansion=np.int64(2), sweeps=np.int64(0), progress=False)
+    assert found.exact and found.kmatrix.expansion == 2 and fit.relative_error(found.kmatrix, np.eye(4)[::-1]) < 1e-12
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_the_default_device_does_not_matter(width: int) -> None:
+    matrix = torch.randn(6, 8, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    with torch.device("meta"):  # stands for a GPU: its tensors do not mix with those of the CPU
+        found = fit.to_kmatrix(matrix, width=width, sweeps=5, progress=False)
+    assert found.relative_error == fit.to_kmatrix(matrix, width=width, sweeps=5, progress=False).relative_error
+    assert found.kmatrix.weight.device.type == "cpu"
+
+
+def test_entries_whose_sums_overflow_are_told() -> None:
+    matrix = torch.randn(8, 8, generator=torch.Generator().manual_seed(0)).sign() * 3.4e38
+    with pytest.raises(ValueError, match=r"up to 3\.4e\+38, or sums .* do not fit torch.float32: scale the matrix"):
+        fit.to_kmatrix(matrix, sweeps=1, progress=False)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from kaleido_audio import ops
+from kaleido_audio.exact.arguments import DTYPES, as_tensor, integer
 from kaleido_audio.factors import widened
 from kaleido_audio.fit.alternating import alternating_least_squares
 from kaleido_audio.fit.structure import structured_candidates
 from kaleido_audio.kmatrix import KMatrix, padded_size
 
-_DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 _AddBar = Callable[[str, int], Callable[[float], None]]
 _STALLED = 1e-6
 """A search ends with a sweep that lowers its error by no more than this part of it."""
@@ -87,7 +87,7 @@ def to_kmatrix(
 
     Raises:
         ValueError: a matrix that is not two-dimensional, floating-point and finite, a real dtype for a complex
-            matrix, or an option out of range.
+            matrix, an option out of range, or entries too large for dtype.
 
     Source: hierarchical factorisation of Zheng, Riccietti and Gribonval, 2022 (see `butterfly_factor`); circulant
     matrices as in Dao et al., ICLR 2020; `alternating_least_squares` for the rest.
@@ -99,27 +99,31 @@ def to_kmatrix(
     >>> torch.allclose(fit.kmatrix(x), torch.fft.fft(x), atol=1e-4)
     True
     """
-    matrix = torch.as_tensor(matrix)
+    matrix = as_tensor(matrix)
     dtype = _checked_dtype(matrix, dtype)
     if not tolerance >= 0:
         raise ValueError(f"expected tolerance >= 0, got {tolerance}")
-    size = padded_size(max(matrix.shape), max(1, expansion))
-    sweeps = _default_sweeps(size) if sweeps is None else sweeps
-    for name, value, least in (
-        ("width", width, 1), ("expansion", expansion, 1), ("sweeps", sweeps, 0), ("restarts", restarts, 0)
-    ):  # fmt: skip
-        if value < least:
-            raise ValueError(f"expected {name} >= {least}, got {value}")
+    width = _at_least("width", width, 1)
+    expansion = _at_least("expansion", expansion, 1)
+    restarts = _at_least("restarts", restarts, 0)
+    size = padded_size(max(matrix.shape), expansion)
+    sweeps = _default_sweeps(size) if sweeps is None else _at_least("sweeps", sweeps, 0)
     out_features, n = matrix.shape
     target = matrix.detach().to(torch.complex128 if dtype.is_complex else torch.float64)
     scale = target.abs().max().item() or 1.0  # squares of its entries shall neither overflow nor vanish
-    with _progress_bars(progress) as add_bar:
+    if scale > torch.finfo(dtype).max:
+        raise _too_large(scale, dtype)
+    # What is made on the way goes to the matrix's device, whatever the default device is.
+    with torch.device("cpu"), _progress_bars(progress) as add_bar:
         best, exact = _nearest(target / scale, size, width, sweeps, restarts, tolerance, seed, add_bar)
-    stages = best.factors.shape[0] * best.factors.shape[1]
-    factors = (best.factors * scale ** (1 / stages)).cpu().to(dtype)
-    kmatrix = KMatrix.from_factors(n, factors, out_features=out_features, expansion=expansion)
+        stages = best.factors.shape[0] * best.factors.shape[1]
+        factors = (best.factors * scale ** (1 / stages)).cpu().to(dtype)
+        kmatrix = KMatrix.from_factors(n, factors, out_features=out_features, expansion=expansion)
     kmatrix.to(matrix.device)
-    return Fit(kmatrix, relative_error(kmatrix, matrix), exact, best.start, tuple(best.history))
+    error = relative_error(kmatrix, matrix)
+    if not math.isfinite(error):
+        raise _too_large(scale, dtype)
+    return Fit(kmatrix, error, exact, best.start, tuple(best.history))
 
 
 def relative_error(kmatrix: KMatrix, matrix: Tensor) -> float:
@@ -140,7 +144,8 @@ def relative_error(kmatrix: KMatrix, matrix: Tensor) -> float:
     >>> relative_error(KMatrix(4, init="identity"), 2 * torch.eye(4))
     0.5
     """
-    dense, matrix = kmatrix.to_dense().detach(), torch.as_tensor(matrix)
+    dense = kmatrix.to_dense().detach()
+    matrix = as_tensor(matrix, device=dense.device)
     if matrix.shape != dense.shape:
         raise ValueError(f"expected a matrix of shape {tuple(dense.shape)}, got {tuple(matrix.shape)}")
     return _relative_norm(dense.to(torch.complex128) - matrix.detach(), matrix.detach().to(torch.complex128))
@@ -224,18 +229,32 @@ def _checked_dtype(matrix: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     """The dtype of the K-matrix, once the matrix is known to have one."""
     if matrix.ndim != 2 or not matrix.numel():
         raise ValueError(f"expected a matrix of shape (out_features, n), got {tuple(matrix.shape)}")
-    if matrix.dtype not in _DTYPES:
+    if matrix.dtype not in DTYPES:
         raise ValueError(
-            f"expected a matrix with dtype in {_DTYPES}, got {matrix.dtype}: convert it, e.g. matrix.float()"
+            f"expected a matrix with dtype in {DTYPES}, got {matrix.dtype}: convert it, e.g. matrix.float()"
         )
     if not matrix.isfinite().all():
         raise ValueError("expected a finite matrix, got one with NaN or infinity")
     dtype = matrix.dtype if dtype is None else dtype
-    if dtype not in _DTYPES:
-        raise ValueError(f"expected dtype in {_DTYPES}, got {dtype}")
+    if dtype not in DTYPES:
+        raise ValueError(f"expected dtype in {DTYPES}, got {dtype!r}")
     if matrix.is_complex() and not dtype.is_complex:
         raise ValueError(f"a complex matrix needs a complex dtype, got {dtype}")
     return dtype
+
+
+def _at_least(name: str, value: int, least: int) -> int:
+    value = integer(name, value)
+    if value < least:
+        raise ValueError(f"expected {name} >= {least}, got {value}")
+    return value
+
+
+def _too_large(largest: float, dtype: torch.dtype) -> ValueError:
+    return ValueError(
+        f"entries up to {largest:.3g}, or sums on the way to them, do not fit {dtype}: scale the matrix or take a "
+        "wider dtype"
+    )
 
 
 def _random_starts(restarts: int, seed: int, width: int, size: int, target: Tensor) -> list[Tensor]:
