@@ -130,9 +130,18 @@ def cpu_capability() -> str | None:
 
 def _load() -> None:
     global _ready, _butterfly_no_grad
-    if os.environ.get("KALEIDO_BACKEND") == "reference":
+    backend = _read_choice("KALEIDO_BACKEND", ("reference",))
+    capability = _read_choice("KALEIDO_CPU_CAPABILITY", ("baseline", "avx2", "avx512"))
+    if backend == "reference":
         return
-    if _load_library("cpu", Path(os.environ.get("KALEIDO_CPU_LIBRARY") or _LIBRARY)):
+    if _load_library("cpu", "KALEIDO_CPU_LIBRARY", _LIBRARY):
+        if capability not in ("", cpu_capability()):
+            warnings.warn(
+                f"KALEIDO_CPU_CAPABILITY={capability}: this processor or the library lacks it, "
+                f"{cpu_capability()} is in use",
+                UserWarning,
+                stacklevel=2,
+            )
         _register()
         _butterfly_no_grad = torch.ops.kaleido_audio.butterfly_no_grad.default
         _ready = True
@@ -141,13 +150,26 @@ def _load() -> None:
         return
     if "cpu" not in _devices:
         _missing["cuda"] = "nor are there any for the processor, which they need"
-    elif _load_library("cuda", Path(os.environ.get("KALEIDO_CUDA_LIBRARY") or _CUDA_LIBRARY)):
+    elif _load_library("cuda", "KALEIDO_CUDA_LIBRARY", _CUDA_LIBRARY):
         torch.library.register_fake("kaleido_audio::log_filterbank", _fake_log_filterbank)
 
 
-def _load_library(device: str, path: Path) -> bool:
+def _read_choice(variable: str, choices: tuple[str, ...]) -> str:
+    """What an environment variable says; whoever mistypes it would measure something else."""
+    value = os.environ.get(variable, "")
+    if value not in ("", *choices):
+        raise ValueError(
+            f"expected the environment variable {variable} to be {', '.join(choices)} or unset, got {value!r}"
+        )
+    return value
+
+
+def _load_library(device: str, variable: str, built: Path) -> bool:
+    named = os.environ.get(variable)
+    path = Path(named or built)
     if not path.is_file():
-        _missing[device] = f"{path.name} was not built"
+        missing = f"{variable} names {named!r}, which is no file: correct or unset it"
+        _missing[device] = missing if named else f"{path.name} was not built"
         return False
     try:
         torch.ops.load_library(str(path))

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kaleido_audio import KMatrix, exact, ops
+from kaleido_audio.ops import native
 from kaleido_audio.ops.reference import multiply_by_stages, power_spectrum_by_stages
 
 pytestmark = pytest.mark.skipif(ops.cpu_capability() is None, reason="the package was built without native kernels")
@@ -454,22 +455,35 @@ def test_the_bare_power_spectrum_checks_its_arguments() -> None:
         torch.ops.kaleido_audio.set_cpu_capability("sse9")
 
 
-def test_without_the_library_it_says_so_once() -> None:
+def test_what_environment_variables_choose_and_what_is_missing_is_said_once() -> None:
     script = (
         "import torch, warnings\n"
-        "import kaleido_audio as k\n"
         "with warnings.catch_warnings(record=True) as seen:\n"
         "    warnings.simplefilter('always')\n"
+        "    import kaleido_audio as k\n"
         "    y = k.KMatrix(8)(torch.ones(3, 8)); k.KMatrix(8)(torch.ones(3, 8))\n"
         "print(k.ops.backend(torch.ones(1)), k.ops.cpu_capability(), len(seen), [str(w.message) for w in seen])\n"
     )
 
-    def run(**variables: str) -> str:
+    def run(**variables: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, **variables}
-        done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
 
-    assert "reference None 1 ['kaleido_audio has no native kernels" in run(KALEIDO_CPU_LIBRARY="missing.so")
-    assert "reference None 0 []" in run(KALEIDO_BACKEND="reference")
-    assert "cpu baseline 0 []" in run(KALEIDO_CPU_CAPABILITY="baseline")
+    missing = run(KALEIDO_CPU_LIBRARY="missing.so").stdout
+    assert missing.startswith("reference None 1 [") and "KALEIDO_CPU_LIBRARY names 'missing.so'" in missing
+    assert "reference None 0 []" in run(KALEIDO_BACKEND="reference").stdout
+    assert "cpu baseline 0 []" in run(KALEIDO_CPU_CAPABILITY="baseline").stdout
+    for variable, wrong in (("KALEIDO_BACKEND", "Reference"), ("KALEIDO_CPU_CAPABILITY", "AVX2")):
+        error = run(**{variable: wrong}).stderr.splitlines()[-1]
+        assert error.startswith(f"ValueError: expected the environment variable {variable} to be ")
+        assert error.endswith(f"got {wrong!r}")
+
+
+def test_an_instruction_set_that_is_lacking_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A library of another processor answers: this one may have them all.
+    monkeypatch.setenv("KALEIDO_CPU_CAPABILITY", "avx512")
+    monkeypatch.setattr(native, "_load_library", lambda device, variable, built: device == "cpu")
+    monkeypatch.setattr(native, "_register", lambda: None)
+    monkeypatch.setattr(native, "cpu_capability", lambda: "avx2")
+    with pytest.warns(UserWarning, match="KALEIDO_CPU_CAPABILITY=avx512: .* lacks it, avx2 is in use"):
+        native._load()
