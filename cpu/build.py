@@ -63,12 +63,29 @@ class BuildError(Exception):
         self.what_to_do = what_to_do
 
 
+def read_words(variable: str) -> list[str]:
+    """The words of an environment variable, quoted as in a shell."""
+    text = os.environ.get(variable, "")
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise BuildError(f"{variable}={text!r} is not quoted as in a shell: {error}", f"correct {variable}") from None
+
+
+def named_program(variable: str, name: str, what: str) -> str:
+    """The path of the program that an environment variable names, or a `BuildError`."""
+    found = shutil.which(name)
+    if found is None:
+        reason = "is no executable file" if Path(name).exists() else "does not exist"
+        raise BuildError(f"{variable} names {name!r}, which {reason}", f"set {variable} to {what}, or unset it")
+    return found
+
+
 def find_compiler() -> list[str]:
     """The command that compiles C++: CXX, else the first of c++, g++ and clang++ that exists."""
-    named = shlex.split(os.environ.get("CXX", ""))
+    named = read_words("CXX")
     if named:
-        if shutil.which(named[0]) is None:
-            raise BuildError(f"CXX names {named[0]!r}, which does not exist", "set CXX to a C++ compiler, or unset it")
+        named_program("CXX", named[0], "a C++ compiler")
         return named
     for name in ("c++", "g++", "clang++"):
         if shutil.which(name) is not None:
@@ -115,7 +132,10 @@ def run(command: list[str]) -> str:
     """Run a compiler in the folder above the sources and return what it printed, or raise `BuildError`."""
     # English messages, and paths relative to the sources: neither belongs to this machine.
     environment = {**os.environ, "LC_ALL": "C"}
-    result = subprocess.run(command, cwd=SOURCE.parent, env=environment, capture_output=True, text=True)
+    try:
+        result = subprocess.run(command, cwd=SOURCE.parent, env=environment, capture_output=True, text=True)
+    except OSError as error:
+        raise BuildError(f"{command[0]} does not run: {error.strerror}", "name another compiler") from None
     output = (result.stdout + result.stderr).strip()
     if result.returncode:
         lines = output.splitlines()
@@ -137,6 +157,10 @@ def link(command: list[str], output: Path) -> None:
     library = output.with_name(f".{os.getpid()}.{output.name}")
     try:
         _show(run([*command, "-o", str(library)]))
+        if not library.is_file():
+            raise BuildError(
+                f"{command[0]} ended without an error and wrote no library: it is no compiler", "name another compiler"
+            )
         library.replace(output)
     finally:
         library.unlink(missing_ok=True)
@@ -155,7 +179,7 @@ def build(output: Path) -> None:
     compiler = find_compiler()
     torch = find_torch()
 
-    extra = shlex.split(os.environ.get("KALEIDO_CXXFLAGS", ""))
+    extra, more = read_words("KALEIDO_CXXFLAGS"), read_words("KALEIDO_LDFLAGS")
     # Messages of failed checks name their source file: not by its place on this machine.
     flags = [*COMPILE_FLAGS, f"-ffile-prefix-map={torch}=torch", "-isystem", str(torch / "include")]
     variants = X86_FLAGS if platform.endswith("x86_64") else {"baseline": []}
@@ -180,7 +204,6 @@ def build(output: Path) -> None:
             list(pool.map(compile_unit, units[::-1], objects[::-1]))
 
         strip = [] if "-g" in extra else ["-Wl,-s"]
-        more = shlex.split(os.environ.get("KALEIDO_LDFLAGS", ""))
         link([*compiler, *extra, *objects, f"-L{torch / 'lib'}", *LINK_FLAGS, *strip, *more], output)
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shlex
 import shutil
 import sys
 import tempfile
@@ -28,7 +27,16 @@ SOURCE = Path(__file__).resolve().parent
 if str(SOURCE.parent) not in sys.path:
     sys.path.insert(0, str(SOURCE.parent))
 
-from cpu.build import BuildError, build_if_possible, find_torch, link, read_switch, run  # noqa: E402
+from cpu.build import (  # noqa: E402
+    BuildError,
+    build_if_possible,
+    find_torch,
+    link,
+    named_program,
+    read_switch,
+    read_words,
+    run,
+)
 
 LIBRARY = "kaleido_audio/ops/kaleido_audio_cuda.so"
 ARCHITECTURES = ("80", "90", "100")
@@ -54,10 +62,7 @@ def find_nvcc() -> Path | None:
     """The CUDA compiler: NVCC, else that of CUDA_HOME, the first in PATH, and that of /usr/local/cuda."""
     named = os.environ.get("NVCC")
     if named:
-        found = shutil.which(named)
-        if found is None:
-            raise BuildError(f"NVCC names {named!r}, which does not exist", "set NVCC to CUDA's nvcc, or unset it")
-        return Path(found)
+        return Path(named_program("NVCC", named, "CUDA's nvcc"))
     home = os.environ.get("CUDA_HOME")
     for candidate in (home and f"{home}/bin/nvcc", "nvcc", "/usr/local/cuda/bin/nvcc"):
         found = candidate and shutil.which(candidate)
@@ -107,7 +112,7 @@ def build(output: Path) -> None:
             "might ask for a newer driver than torch does",
             f"name an nvcc of CUDA {cuda} in NVCC or CUDA_HOME",
         )
-    host = shlex.split(os.environ.get("CXX", ""))
+    host = read_words("CXX")
     flags = [*COMPILE_FLAGS, "-isystem", str(torch / "include"), *(["-ccbin", host[0]] if host else [])]
     flags += [f"-Xcompiler={flag}" for flag in [*HOST_FLAGS, f"-ffile-prefix-map={torch}=torch"]]
     chosen = architectures(nvcc)

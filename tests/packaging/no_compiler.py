@@ -85,6 +85,8 @@ def test_sdist_holds_what_the_kernels_are_built_from(sdist: Path) -> None:
     sources = {p.relative_to(ROOT).as_posix() for folder in folders for p in folder.iterdir() if p.suffix in kinds}
     assert {"setup.py", "pyproject.toml", "LICENSE", "README.md", "kaleido_audio/py.typed"} | sources <= names
     assert not [name for name in names if name.endswith((".so", ".o"))]
+    # Tests need the checkout around them; setuptools would take along those that lie at the top.
+    assert not [name for name in names if name.startswith("tests")]
 
 
 def test_without_a_compiler_it_installs_and_says_so_once(sdist: Path, tmp_path: Path, nothing_on_path: str) -> None:
@@ -101,7 +103,11 @@ def test_without_a_compiler_it_installs_and_says_so_once(sdist: Path, tmp_path: 
     ("name", "value", "why"),
     [
         ("CXX", "false", "the compiler failed"),
-        ("CXX", "no-such-compiler -O2", "CXX names 'no-such-compiler'"),
+        ("CXX", "no-such-compiler -O2", "CXX names 'no-such-compiler', which does not exist"),
+        ("CXX", f"'{ROOT / 'setup.py'}'", "which is no executable file"),
+        ("CXX", '"g++', "is not quoted as in a shell: No closing quotation"),
+        ("CXX", "true", "true ended without an error and wrote no library"),
+        ("KALEIDO_CXXFLAGS", "'-O2", 'KALEIDO_CXXFLAGS="\'-O2" is not quoted as in a shell'),
         ("KALEIDO_TORCH_DIR", "no/such/folder", "torch was looked for and not found"),
     ],
 )
