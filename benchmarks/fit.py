@@ -23,6 +23,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from benchmarks import machine, report
+from benchmarks.arguments import folder
 from kaleido_audio import KMatrix, fit
 
 CLASSES = {64: ((1, 1), (2, 1), (1, 2), (2, 2)), 256: ((1, 1), (2, 1))}
@@ -170,7 +171,12 @@ def figure(rows: Sequence[Row]) -> Figure:
 def main(argv: Sequence[str] | None = None) -> None:
     """Fit every matrix, print the tables and write them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fit", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder for JSON, tables and figure")
+    parser.add_argument(
+        "--out",
+        type=folder,
+        default=Path("runs/benchmarks"),
+        help="folder for JSON, tables and figure (default: %(default)s)",
+    )
     parser.add_argument("--quick", action="store_true", help="n = 16 and few sweeps: does everything work?")
     options = parser.parse_args(argv)
     classes = {16: ((1, 1), (2, 1), (1, 2))} if options.quick else CLASSES

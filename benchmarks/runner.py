@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks import machine
+from benchmarks.arguments import folder, positive_integer, positive_number
 from benchmarks.timing import QUICK, Contestant, Measurement, Settings, measure, spread
 
 # A resumed run must be the same run: these say so.
@@ -74,13 +75,23 @@ class Results:
 
     @classmethod
     def load(cls, path: Path) -> Results:
-        """Read a file that `save` wrote."""
-        content = json.loads(path.read_text(encoding="utf-8"))
-        measurements = {
-            name: Measurement(case["seconds"], case["loops"], case["too_slow"])
-            for name, case in content["cases"].items()
-        }
-        return cls(path, content["environment"], measurements, content["skipped"], content["notes"])
+        """Read a file that `save` wrote.
+
+        Raises:
+            ValueError: the file holds something else.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            measurements = {
+                name: Measurement(case["seconds"], case["loops"], case["too_slow"])
+                for name, case in content["cases"].items()
+            }
+            return cls(path, content["environment"], measurements, content["skipped"], content["notes"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} does not hold the results of a benchmark ({type(error).__name__}: {error}): remove it or "
+                "take another --out"
+            ) from None
 
     def get(self, name: str) -> Measurement:
         """The measurement of a case, empty if there is none."""
@@ -117,24 +128,39 @@ class Options:
 def parse_options(program: str, description: str | None, argv: Sequence[str] | None, help_on_cases: str) -> Options:
     """Read the command line; errors of use end the program with status 2."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{program}", description=description)
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder for JSON, tables and figures")
+    parser.add_argument(
+        "--out",
+        type=folder,
+        default=Path("runs/benchmarks"),
+        help="folder for JSON, tables and figures (default: %(default)s)",
+    )
     parser.add_argument("--cases", nargs="+", default=[], metavar="PATTERN", help=help_on_cases)
     parser.add_argument(
-        "--threads", nargs="+", type=_positive, metavar="N", help="thread counts (default: 1 and all of torch's)"
+        "--threads", nargs="+", type=positive_integer, metavar="N", help="thread counts (default: 1 and all of torch's)"
     )
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="a subset with few rounds: does everything work?")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run in the same folder")
     parser.add_argument("--redraw", action="store_true", help="only tables and figures of what the folder holds")
     parser.add_argument(
-        "--max-gib", type=float, help="memory that one contestant may need (default: 8, and half of a GPU's)"
+        "--max-gib", type=positive_number, help="memory that one contestant may need (default: 8, and half of a GPU's)"
     )
-    parser.add_argument("--rounds", type=_positive, help="rounds a case, at most")
-    parser.add_argument("--case-seconds", type=float, help="seconds for the rounds of a case")
+    usual = Settings()
+    parser.add_argument(
+        "--rounds",
+        type=positive_integer,
+        help=f"rounds a case, at most (default: {usual.rounds}, and {QUICK.rounds} with --quick)",
+    )
+    parser.add_argument(
+        "--case-seconds",
+        type=positive_number,
+        help=f"seconds for the rounds of a case (default: {usual.case_seconds:g}, and {QUICK.case_seconds:g} with "
+        "--quick)",
+    )
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device cuda: torch {torch.__version__} finds no CUDA device on this machine")
-    settings = QUICK if args.quick else Settings()
+    settings = QUICK if args.quick else usual
     if args.rounds is not None:
         fewest = min(settings.min_rounds, args.rounds)
         settings = dataclasses.replace(settings, rounds=args.rounds, min_rounds=fewest)
@@ -157,13 +183,6 @@ def parse_options(program: str, description: str | None, argv: Sequence[str] | N
 
 def _default_bytes(device: str) -> float:
     return torch.cuda.get_device_properties(0).total_memory / 2 if device == "cuda" else 8 * 2**30
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text}")
-    return value
 
 
 def selected(cases: Sequence[CaseT], patterns: Sequence[str], groups: Mapping[str, set[str]]) -> list[CaseT]:

@@ -24,6 +24,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from benchmarks.arguments import folder, positive_integer
 from benchmarks.report import table
 from examples import recover_dft
 from kaleido_audio import KMatrix, exact, ops
@@ -299,10 +300,23 @@ def describe(results: Sequence[Result]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the stages, print and write the table, and learn the Fourier transform."""
     parser = argparse.ArgumentParser(prog="python -m examples.kmatrices", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 4096], help="of the table, powers of two")
-    parser.add_argument("--learned", type=int, nargs="*", default=recover_dft.SIZES, help="sizes of learned transforms")
-    parser.add_argument("--steps", type=int, default=1000, help="of their training")
-    parser.add_argument("--out", type=Path, default=Path("runs/kmatrices"), help="folder for tables and figures")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[256, 4096], help="of the table, powers of two (default: 256 4096)"
+    )
+    parser.add_argument(
+        "--learned",
+        type=int,
+        nargs="*",
+        default=recover_dft.SIZES,
+        help=f"sizes of learned transforms (default: {' '.join(map(str, recover_dft.SIZES))})",
+    )
+    parser.add_argument("--steps", type=positive_integer, default=1000, help="of their training (default: %(default)s)")
+    parser.add_argument(
+        "--out",
+        type=folder,
+        default=Path("runs/kmatrices"),
+        help="folder for tables and figures (default: %(default)s)",
+    )
     options = parser.parse_args(argv)
     if any(n < 4 or n & (n - 1) for n in (*options.sizes, *options.learned)):
         parser.error(f"expected sizes that are powers of two, at least 4, got {options.sizes}, {options.learned}")

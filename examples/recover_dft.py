@@ -26,6 +26,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from benchmarks.arguments import folder, positive_integer
 from benchmarks.report import table
 from kaleido_audio import KMatrix, exact, fit, ops
 from kaleido_audio.exact.self_sorting import self_sorting
@@ -166,13 +167,25 @@ def figure(recoveries: Sequence[Recovery]) -> Figure:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run all three ways at every size, print the table, write it and the figure."""
     parser = argparse.ArgumentParser(prog="python -m examples.recover_dft", description="Learn the FFT from examples.")
-    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, metavar="N", help="powers of two")
-    parser.add_argument("--steps", type=int, default=1000, help="of Adam")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/recover_dft"), help="folder for the table and the figure"
+        "--sizes",
+        nargs="+",
+        type=int,
+        default=SIZES,
+        metavar="N",
+        help=f"powers of two (default: {' '.join(map(str, SIZES))})",
+    )
+    parser.add_argument("--steps", type=positive_integer, default=1000, help="of Adam (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of starts and pairs (default: %(default)s)")
+    parser.add_argument(
+        "--out",
+        type=folder,
+        default=Path("runs/recover_dft"),
+        help="folder for the table and the figure (default: %(default)s)",
     )
     options = parser.parse_args(argv)
+    if any(n < 1 or n & (n - 1) for n in options.sizes):
+        parser.error(f"expected --sizes that are powers of two, got {options.sizes}")
     recoveries = []
     for order_known in (None, True, False):
         for n in options.sizes:

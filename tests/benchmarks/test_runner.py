@@ -97,3 +97,37 @@ def test_cuda_without_a_gpu_ends_with_a_message(tmp_path: Path, capsys: pytest.C
         options(tmp_path, "--device", "cuda")
     assert stopped.value.code == 2
     assert "finds no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max-gib", "-1"], "argument --max-gib: expected a number above zero, got -1"),
+        (["--max-gib", "nan"], "argument --max-gib: expected a number above zero, got nan"),
+        (["--case-seconds", "much"], "argument --case-seconds: expected a number above zero, got much"),
+        (["--rounds", "0"], "argument --rounds: expected a whole number from 1 on, got 0"),
+        (["--out", __file__], f"argument --out: expected a folder, got the file {__file__}"),
+        (["--out", f"{__file__}/below"], f"argument --out: expected a folder, got the file {__file__}"),
+    ],
+)
+def test_options_out_of_range(arguments, message, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        options(tmp_path, *arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"cases": {"one-a": {}}}'])
+@pytest.mark.parametrize("way", ["--resume", "--redraw"])
+def test_a_file_of_results_that_holds_something_else_is_named(content: str, way: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"{path} does not hold the results of a benchmark \(.*\): remove it"):
+        open_results(path, options(tmp_path, way))
+
+
+def test_help_names_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_options("x", None, ["--help"], "cases")
+    text = " ".join(capsys.readouterr().out.split())
+    for default in ("runs/benchmarks", "cpu", "15, and 3 with --quick", "4, and 0.5 with --quick"):
+        assert f"default: {default}" in text

@@ -49,3 +49,6 @@ def test_sizes_are_checked(capsys) -> None:
     with pytest.raises(SystemExit):
         kmatrices.main(["--sizes", "12"])
     assert "powers of two, at least 4, got [12]" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        kmatrices.main(["--steps", "-1"])
+    assert "argument --steps: expected a whole number from 1 on, got -1" in capsys.readouterr().err

@@ -37,3 +37,18 @@ def test_a_tiny_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(out.splitlines()) == 2 + 6 and "gradient, order unknown" in out
     assert (tmp_path / "recover_dft.md").read_text() == out
     assert (tmp_path / "recover_dft.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sizes", "16", "48"], "expected --sizes that are powers of two, got [16, 48]"),
+        (["--sizes", "0"], "expected --sizes that are powers of two, got [0]"),
+        (["--steps", "-1"], "argument --steps: expected a whole number from 1 on, got -1"),
+        (["--out", __file__], f"argument --out: expected a folder, got the file {__file__}"),
+    ],
+)
+def test_options_out_of_range(arguments, message, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        recover_dft.main(arguments)
+    assert message in capsys.readouterr().err
