@@ -31,7 +31,7 @@ CUDA_LIBRARY := kaleido_audio/ops/kaleido_audio_cuda.so
 # What the assembler says of each kernel: registers and spills.
 PTXAS_REPORT := build/ptxas.txt
 WHEEL := dist/.built
-WHEEL_SOURCES := setup.py pyproject.toml README.md LICENSE $(shell find kaleido_audio -name '*.py' -o -name '*.csv')
+WHEEL_SOURCES := setup.py pyproject.toml MANIFEST.in README.md LICENSE $(shell find kaleido_audio -name '*.py' -o -name '*.csv')
 SANITIZED := build/sanitize/kaleido_audio_cpu.so
 WIDE := build/wide/kaleido_audio_cpu.so
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1 \

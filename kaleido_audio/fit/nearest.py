@@ -259,7 +259,7 @@ def _too_large(largest: float, dtype: torch.dtype) -> ValueError:
 
 def _random_starts(restarts: int, seed: int, width: int, size: int, target: Tensor) -> list[Tensor]:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the GPUs' generators are left alone
         kmatrices = [KMatrix(size, width=width, dtype=target.dtype) for _ in range(restarts)]
     return [k.factors.detach().to(target.device) for k in kmatrices]
 
