@@ -3,17 +3,92 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import torch
 
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file as a whole or not at all: neither a reader nor a kill ever meets half of it."""
     partial = path.with_suffix(".partial")
-    partial.write_text(text)
+    try:
+        partial.write_text(text, encoding="utf-8")
+    except OSError as error:
+        # A full disk is found out while writing, when Python no longer says which file it was.
+        raise OSError(error.errno, error.strerror, str(path)) from error
     partial.replace(path)
+
+
+def save_checkpoint(content: Any, path: Path) -> None:
+    """Write with torch.save, as a whole or not at all."""
+    partial = path.with_suffix(".partial")
+    torch.save(content, partial)
+    partial.replace(path)
+
+
+@contextmanager
+def naming(path: Path, remedy: str) -> Iterator[None]:
+    """Name a file in the errors that its content leads to within the block.
+
+    Args:
+        path: of the file.
+        remedy: what to do about it.
+
+    Raises:
+        ValueError: in the place of those errors.
+    """
+    try:
+        yield
+    except (
+        ValueError, TypeError, LookupError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError,
+    ) as error:  # fmt: skip
+        # torch explains over many lines.
+        reason = (str(error).strip().splitlines() or [""])[0].rstrip(":")
+        reason = f"missing {reason}" if isinstance(error, KeyError) else reason or type(error).__name__
+        raise ValueError(f"{path} cannot be read ({reason}): {remedy}") from error
+
+
+def load_json(path: Path, remedy: str = "remove it to train again") -> Any:
+    """Read JSON.
+
+    Raises:
+        ValueError: it is broken; the message names the file and the remedy.
+    """
+    with naming(path, remedy):
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Any:
+    """Read what `save_checkpoint` wrote.
+
+    Raises:
+        ValueError: it is broken; the message names the file.
+    """
+    with naming(path, BROKEN_CHECKPOINT):
+        return torch.load(path, map_location=device, weights_only=True)
+
+
+BROKEN_CHECKPOINT = "remove it to train again from the start"
+"""What to do about a checkpoint that cannot be used."""
+
+
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether a run has got so far that another configuration would spoil it."""
+    return any((run_dir / "checkpoints").glob("*.pt"))
+
+
+def check_free(out: Path, *, overwrite: bool) -> None:
+    """Raise `FileExistsError` where something is in the way of a new folder."""
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file: expected a folder to write, give another --out")
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists already: remove it, give another folder, or --overwrite it")
 
 
 @contextmanager
