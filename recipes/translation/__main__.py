@@ -6,13 +6,12 @@ import argparse
 import dataclasses
 import json
 import sys
-import types
-import typing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from recipes.timit.corpus import CorpusError
+from recipes.common.command import run_command
+from recipes.common.options import add_config_options, check_row, given_options
 from recipes.translation.config import PRESETS, ROWS, Config, default_preset
 from recipes.translation.counts import VOCABULARIES, markdown
 from recipes.translation.data import Data, load_data
@@ -20,16 +19,7 @@ from recipes.translation.data import Data, load_data
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; errors of use end in one line on stderr and exit status 2."""
-    args = _parser().parse_args(argv)
-    try:
-        args.run(args)
-    except (CorpusError, ValueError, RuntimeError, FileNotFoundError, FileExistsError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(_parser(), argv)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,7 +52,6 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train one row with one seed, and evaluate it")
     train.add_argument("--row", choices=list(ROWS), default="dynamicconv-k-ffn", help="default: %(default)s")
     train.add_argument("--out", type=Path, required=True, help="folder of the run; an unfinished one is resumed")
-    train.add_argument("--threads", type=int, help="CPU threads (default: torch's own)")
     _run_options(train)
     _config_options(train, leave_out=())
     train.set_defaults(run=_train)
@@ -80,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     translate.add_argument("--data", type=Path, required=True, help="prepared folder that the run was trained on")
     translate.add_argument("--input", type=Path, help="a sentence a line (default: standard input)")
     translate.add_argument("--beam", type=int, help="default: the run's")
+    translate.add_argument("--threads", type=int, help="CPU threads (default: torch's own)")
     translate.set_defaults(run=_translate)
 
     compare = commands.add_parser("compare", help="train several rows over several seeds; table and figure")
@@ -89,7 +79,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ROW", help=f"of {', '.join(ROWS)} (default: the first three)",
     )  # fmt: skip
     compare.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="default: 0")
-    compare.add_argument("--threads", type=int, help="CPU threads (default: torch's own)")
     _run_options(compare)
     _config_options(compare, leave_out=("mixer", "decoder_k", "encoder_k", "seed"))
     compare.set_defaults(run=_compare)
@@ -98,28 +87,21 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="prepared folder")
-    parser.add_argument("--accelerator", choices=("auto", "cpu", "gpu"), default="auto")
+    parser.add_argument("--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="default: %(default)s")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
 def _config_options(parser: argparse.ArgumentParser, leave_out: tuple[str, ...]) -> None:
-    group = parser.add_argument_group("configuration", "see recipes/translation/config.py; defaults: the preset's")
-    group.add_argument("--preset", choices=list(PRESETS), help="default: iwslt for IWSLT'14, small for a stand-in")
-    types_by_name = typing.get_type_hints(Config)
-    for field in dataclasses.fields(Config):
-        if field.name in leave_out:
-            continue
-        kind = types_by_name[field.name]
-        if isinstance(kind, types.UnionType):
-            kind = next(t for t in typing.get_args(kind) if t is not type(None))
-        flag = "--" + field.name.replace("_", "-")
-        group.add_argument(flag, dest=f"config_{field.name}", type=kind, metavar=kind.__name__.upper())
+    preset_help = "default: iwslt for IWSLT'14, small for a stand-in"
+    add_config_options(parser, Config, PRESETS, preset_help=preset_help, leave_out=leave_out)
 
 
 def _config(args: argparse.Namespace, data: Data, row: str) -> Config:
-    chosen: dict[str, Any] = {**PRESETS[args.preset or default_preset(data.name)], **ROWS[row]}
-    given = {k.removeprefix("config_"): v for k, v in vars(args).items() if k.startswith("config_") and v is not None}
-    return Config(**{**chosen, **given})
+    given = given_options(args)
+    check_row(row, given, ROWS)
+    chosen: dict[str, Any] = {**PRESETS[args.preset or default_preset(data.name)], **ROWS[row], **given}
+    return Config(**chosen)
 
 
 def _counts(args: argparse.Namespace) -> None:
@@ -142,10 +124,11 @@ def _prepare(args: argparse.Namespace) -> None:
     if args.data == "iwslt":
         if args.source is None:
             raise ValueError("iwslt needs --source: a folder with train, valid and test, each as .de and .en")
-        prepare_iwslt(args.out, args.source, tokenized=args.tokenized, **shared)
+        out = prepare_iwslt(args.out, args.source, tokenized=args.tokenized, **shared)
     else:
-        prepare_debian(args.out, package=args.package, descriptions=args.descriptions, work=args.work, **shared)
-    print(load_data(args.out).summary())
+        out = prepare_debian(args.out, package=args.package, descriptions=args.descriptions, work=args.work, **shared)
+    # Not args.out: the working directory may have been replaced, and a relative path leads from the old one.
+    print(load_data(out).summary())
 
 
 def _set_threads(args: argparse.Namespace) -> None:
@@ -180,6 +163,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from recipes.translation.evaluate import evaluate
     from recipes.translation.training import check_data
 
+    _set_threads(args)
     config = _load_config(args.folder)
     given = {name: getattr(args, name) for name in ("beam", "length_penalty") if getattr(args, name) is not None}
     data = load_data(args.data)
@@ -194,10 +178,11 @@ def _print(result: Any) -> None:
 
 
 def _translate(args: argparse.Namespace) -> None:
-    from recipes.translation.data import read_lines
+    from recipes.translation.data import read_lines, read_standard_input
     from recipes.translation.evaluate import translate_text
     from recipes.translation.training import check_data, load_averaged
 
+    _set_threads(args)
     config = _load_config(args.folder)
     beam = config.beam if args.beam is None else args.beam
     if beam < 1:
@@ -207,7 +192,7 @@ def _translate(args: argparse.Namespace) -> None:
     model = load_averaged(config, data, args.folder)
     if args.input is not None and not args.input.is_file():
         raise ValueError(f"--input: there is no {args.input}")
-    lines = read_lines(args.input) if args.input else sys.stdin.read().splitlines()
+    lines = read_lines(args.input) if args.input else read_standard_input()
     for line in translate_text(model, data, lines, beam=beam, length_penalty=config.length_penalty):
         print(line)
 

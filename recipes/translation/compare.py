@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from recipes.translation.config import ROWS, TITLES, Config
 from recipes.translation.counts import PAPER
 from recipes.translation.data import Data, read_lines
 from recipes.translation.evaluate import Result, evaluate
-from recipes.translation.training import train
+from recipes.translation.training import load_history, train
 
 _SAMPLES = 1000
 
@@ -63,16 +62,18 @@ def compare(
         ValueError: torchrun started several processes.
     """
     check_single_process()
+    # One that is given twice would count twice, with a spread of zero.
+    seeds = list(dict.fromkeys(seeds))
+    wanted = [(row, replace(config, seed=seed)) for row, config in configs.items() for seed in seeds]
     runs = []
-    for row, config in configs.items():
-        for seed in seeds:
-            mine, folder = replace(config, seed=seed), out / f"{row}-seed{seed}"
-            if not is_finished(mine, folder):
-                if progress:
-                    print(f"{TITLES[row]}, seed {seed}")
-                train(mine, data, folder, accelerator=accelerator, progress=progress)
-                evaluate(mine, data, folder, accelerator=accelerator, progress=progress)
-            runs.append(load_run(row, folder))
+    for row, mine in wanted:
+        folder = out / f"{row}-seed{mine.seed}"
+        if not is_finished(mine, folder):
+            if progress:
+                print(f"{TITLES[row]}, seed {mine.seed}")
+            train(mine, data, folder, accelerator=accelerator, progress=progress)
+            evaluate(mine, data, folder, accelerator=accelerator, progress=progress)
+        runs.append(load_run(row, folder))
     first = {run.row: out / f"{run.row}-seed{run.seed}" / "test.hyp" for run in runs if run.seed == seeds[0]}
     hypotheses = {row: read_lines(path) for row, path in first.items()}
     table = "\n".join([markdown(runs, data.title), sampling(hypotheses, data.splits["test"].tokens, seeds[0])]).strip()
@@ -82,11 +83,13 @@ def compare(
 
 
 def is_finished(config: Config, folder: Path) -> bool:
-    """Whether a folder holds the result of such a run after all its updates."""
+    """Whether a folder holds the result of such a run after all its updates, and of its own search."""
     paths = folder / "config.json", folder / "result.json"
     if not all(path.is_file() for path in paths) or Config.load(paths[0]) != config:
         return False
-    return Result.load(paths[1]).updates == config.updates
+    result = Result.load(paths[1])
+    found = (result.updates, result.beam, result.length_penalty)
+    return found == (config.updates, config.beam, config.length_penalty)
 
 
 def load_run(row: str, folder: Path) -> Run:
@@ -98,7 +101,7 @@ def load_run(row: str, folder: Path) -> Run:
     for name in ("config.json", "result.json", "history.json"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder / name} is missing: train and evaluate the run first")
-    history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
+    history = load_history(folder)
     return Run(row, Config.load(folder / "config.json").seed, Result.load(folder / "result.json"), history)
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.common.files import replace_text
+from recipes.common.files import naming, replace_text
+from recipes.common.options import check_choices, check_not_negative, check_positive, check_seed, choice
 
 MIXERS = ("attention", "dynamicconv")
 FFN = ("linear1", "linear2", "fc1", "fc2")
@@ -29,6 +30,9 @@ KERNELS = (3, 7, 15, 31)
 LONGEST = 1024
 """Subwords of a sentence at most: the positions of the models."""
 
+_LARGEST_PENALTY = 100
+"""Powers of `LONGEST` with it are still numbers."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -38,31 +42,36 @@ class Config:
 
     Attributes:
         mixer: of the positions: self-attention (Transformer) or a dynamic convolution (DynamicConv).
-        decoder_k, encoder_k: which linear layers are K-matrices, a name in `K_SETS`; the output projection belongs
-            to the decoder.
-        dim, ffn, heads: channels, hidden units of the feed-forward part, heads of attentions and convolutions.
-        encoder_layers: None is the published 7 for DynamicConv and 6 for the Transformer.
-        decoder_layers: likewise.
+        decoder_k: which linear layers of the decoder are K-matrices, a name in `K_SETS`.
+        encoder_k: which of the encoder are; the output projection is none of its layers.
+        dim: channels.
+        ffn: hidden units of the feed-forward part.
+        heads: of attentions and convolutions.
+        encoder_layers: without it the published 7 for DynamicConv and 6 for the Transformer.
+        decoder_layers: as published for both.
         dropout: of embeddings and of what every sub-layer adds.
-        attention_dropout, weight_dropout: of attention weights; of the kernels of the convolutions.
+        attention_dropout: of attention weights.
+        weight_dropout: of the kernels of the convolutions.
         seed: of the initial weights, the order of batches and dropout.
         updates: optimizer steps.
         batch_tokens: of a batch, padding included: its longest sentence times its sentences, on the longer side.
         accumulate: batches an update; with several processes, of each.
         max_length: of a sentence in train in subwords, with its end; longer pairs are left out and counted.
-        lr, warmup: peak of the learning rate, and updates until it, from 1e-7; then it falls with 1/sqrt(update).
-        k_lr_multiplier: learning rate of K-matrices as a multiple of it.
+        lr: peak of the learning rate.
+        warmup: updates until that peak, in a line from 1e-7; then the rate falls with 1/sqrt(update).
+        k_lr_multiplier: learning rate of K-matrices as a multiple of lr.
         weight_decay: added to the gradient, as fairseq's Adam does; not of K-matrices.
         label_smoothing: mass spread over the vocabulary.
         clip: largest norm of the gradient; 0 is no limit.
         save_every: updates between checkpoints, which are also when the loss on valid is taken.
         average: last checkpoints whose mean is evaluated.
-        beam, length_penalty: of the search: hypotheses are ranked by log-probability / length ** length_penalty.
+        beam: hypotheses that the search follows for each sentence.
+        length_penalty: hypotheses are ranked by log-probability / length ** length_penalty.
     """
 
-    mixer: str = "dynamicconv"
-    decoder_k: str = "none"
-    encoder_k: str = "none"
+    mixer: str = choice("dynamicconv", MIXERS)
+    decoder_k: str = choice("none", K_SETS)
+    encoder_k: str = choice("none", (name for name in K_SETS if name != "all+output"))
     dim: int = 512
     ffn: int = 1024
     heads: int = 4
@@ -88,12 +97,8 @@ class Config:
     length_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.mixer not in MIXERS:
-            raise ValueError(f"expected mixer in {MIXERS}, got {self.mixer!r}")
-        if self.decoder_k not in K_SETS:
-            raise ValueError(f"expected decoder_k in {tuple(K_SETS)}, got {self.decoder_k!r}")
-        if self.encoder_k not in K_SETS or self.encoder_k == "all+output":
-            raise ValueError(f"expected encoder_k in {tuple(K_SETS)[:-1]}, got {self.encoder_k!r}")
+        check_choices(self)
+        check_seed(self.seed)
         if self.encoder_layers is None:
             object.__setattr__(self, "encoder_layers", 7 if self.mixer == "dynamicconv" else 6)
         positive = (
@@ -115,6 +120,13 @@ class Config:
         for name in ("dropout", "attention_dropout", "weight_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"expected {name} in [0, 1), got {getattr(self, name)}")
+        check_positive(self, "lr", "k_lr_multiplier")
+        # A negative limit of the gradient's norm would turn the gradient round.
+        check_not_negative(self, "clip", "weight_decay")
+        if not abs(self.length_penalty) <= _LARGEST_PENALTY:
+            raise ValueError(
+                f"expected length_penalty in [-{_LARGEST_PENALTY}, {_LARGEST_PENALTY}], got {self.length_penalty}"
+            )
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
@@ -123,7 +135,8 @@ class Config:
     @classmethod
     def load(cls, path: Path) -> Config:
         """Read what `save` wrote; unknown names are an error."""
-        return cls(**json.loads(path.read_text()))
+        with naming(path, "give another folder, or remove this one"):
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
 
 
 ROWS: dict[str, dict[str, Any]] = {

@@ -7,9 +7,11 @@ line) and as ``.tok.de`` and ``.tok.en`` (Moses tokens, lower-cased); ``bpe.de.j
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from rich.progress import track
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
+from recipes.common.files import check_free, naming
 from recipes.timit.corpus import CorpusError
 from recipes.translation.model import EOS, PAD, UNK
 
@@ -27,6 +30,8 @@ SPLITS = ("train", "valid", "test")
 LANGUAGES = ("de", "en")
 _SPECIAL = ("<pad>", "</s>", "<unk>")
 _SUFFIX = "</w>"
+
+_PREPARE_ANEW = "prepare the data anew"
 
 Text = Mapping[str, tuple[Sequence[str], Sequence[str]]]
 """By split: German sentences and the English ones, in the same order."""
@@ -109,8 +114,13 @@ class Vocabulary:
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
         """Read what `save` wrote."""
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return cls(Tokenizer.from_str(json.dumps(content["tokenizer"])), content["kept"])
+        with naming(path, _PREPARE_ANEW):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                tokenizer = Tokenizer.from_str(json.dumps(content["tokenizer"]))
+            except Exception as error:  # all that the tokenizers package raises
+                raise ValueError(str(error)) from error
+            return cls(tokenizer, content["kept"])
 
 
 def learn_vocabularies(lines: Sequence[Sequence[str]], symbols: int, *, joint: bool) -> list[Vocabulary]:
@@ -146,12 +156,6 @@ def _learn(lines: Iterable[str], *, symbols: int) -> Tokenizer:
     return tokenizer
 
 
-def check_free(out: Path, *, overwrite: bool) -> None:
-    """Raise `FileExistsError` where a folder is in the way."""
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"{out} exists already: remove it, give another folder, or --overwrite it")
-
-
 def write_data(
     out: Path,
     text: Text,
@@ -159,6 +163,7 @@ def write_data(
     *,
     symbols: int,
     joint: bool,
+    left_out: Mapping[str, int] | None = None,
     tokenized: bool = False,
     overwrite: bool = False,
     progress: bool = True,
@@ -175,6 +180,8 @@ def write_data(
         about: what ``dataset.json`` says; at least a ``"name"``.
         symbols: of each byte-pair encoding.
         joint: one encoding for both languages.
+        left_out: pairs that are in no split, by reason. Those of train without a token on either side, e.g. of
+            control characters, are left out here, and counted as "empty".
         tokenized: the text already consists of Moses tokens; it is only lower-cased.
         overwrite: replace the folder if it exists.
         progress: show progress bars.
@@ -184,8 +191,13 @@ def write_data(
 
     Raises:
         FileExistsError: ``out`` exists.
-        CorpusError: splits without sentences or with unequal numbers of them.
+        CorpusError: splits without sentences or with unequal numbers of them; valid or test with a sentence that has
+            no token.
+        ValueError: ``symbols`` below 1.
     """
+    if symbols < 1:
+        raise ValueError(f"expected --symbols >= 1, got {symbols}")
+    out = out.resolve()
     check_free(out, overwrite=overwrite)
     for split in SPLITS:
         german, english = text[split]
@@ -193,25 +205,27 @@ def write_data(
             raise CorpusError(
                 f"{split}: expected as many German as English sentences, and some, got {len(german)} and {len(english)}"
             )
+    jobs = [(split, language) for split in SPLITS for language in LANGUAGES]
+    files: dict[str, list[str]] = {}
+    for split, language in track(jobs, "Tokenising", disable=not progress, transient=True):
+        lines = [" ".join(line.split()) for line in text[split][LANGUAGES.index(language)]]
+        files[f"{split}.tok.{language}"] = (
+            [line.lower() for line in lines] if tokenized else moses_tokens(lines, language)
+        )
+        files[f"{split}.{language}"] = detokenized(lines, language) if tokenized else lines
+    empty = _without_empty(files)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    jobs = [(split, i) for split in SPLITS for i in range(len(LANGUAGES))]
-    train: list[list[str]] = []
-    for split, i in track(jobs, "Tokenising", disable=not progress, transient=True):
-        lines = [" ".join(line.split()) for line in text[split][i]]
-        tokens = [line.lower() for line in lines] if tokenized else moses_tokens(lines, LANGUAGES[i])
-        if split == "train":
-            train.append(tokens)
-        plain = detokenized(lines, LANGUAGES[i]) if tokenized else lines
-        for name, content in ((f"{split}.{LANGUAGES[i]}", plain), (f"{split}.tok.{LANGUAGES[i]}", tokens)):
-            (partial / name).write_text("".join(f"{line}\n" for line in content), encoding="utf-8")
-    vocabularies = learn_vocabularies(train, symbols, joint=joint)
+    for name, content in files.items():
+        (partial / name).write_text("".join(f"{line}\n" for line in content), encoding="utf-8")
+    vocabularies = learn_vocabularies([files[f"train.tok.{name}"] for name in LANGUAGES], symbols, joint=joint)
     for language, vocabulary in zip(LANGUAGES, vocabularies, strict=True):
         vocabulary.save(partial / f"bpe.{language}.json")
     description = {
         **about,
-        "pairs": {split: len(text[split][0]) for split in SPLITS},
+        "left_out": {**(left_out or {}), "empty": (left_out or {}).get("empty", 0) + empty},
+        "pairs": {split: len(files[f"{split}.{LANGUAGES[0]}"]) for split in SPLITS},
         "bpe": {"symbols": symbols, "joint": joint},
         "vocabularies": {name: len(v) for name, v in zip(LANGUAGES, vocabularies, strict=True)},
     }
@@ -220,6 +234,31 @@ def write_data(
     )
     shutil.rmtree(out, ignore_errors=True)
     return partial.rename(out)
+
+
+def _without_empty(files: dict[str, list[str]]) -> int:
+    """Leave out of train the pairs with an empty side; their number.
+
+    Args:
+        files: lines by name, which must stay in step.
+
+    Raises:
+        CorpusError: train has no others, or valid or test has some.
+    """
+    for name, lines in files.items():
+        bare = next((number for number, line in enumerate(lines, 1) if not line.strip()), None)
+        if bare is not None and not name.startswith("train."):
+            # BLEU on fewer sentences would be another BLEU.
+            raise CorpusError(
+                f"{name}: sentence {bare} has no token: expected some in every sentence, correct the text"
+            )
+    train = [name for name in files if name.startswith("train.")]
+    columns = list(zip(*(files[name] for name in train), strict=True))
+    kept = [sides for sides in columns if all(line.strip() for line in sides)]
+    if not kept:
+        raise CorpusError("train: expected some pairs with tokens on both sides, found none")
+    files.update({name: list(lines) for name, lines in zip(train, zip(*kept, strict=True), strict=True)})
+    return len(columns) - len(kept)
 
 
 @dataclass(frozen=True)
@@ -279,20 +318,22 @@ def load_data(root: Path) -> Data:
         raise CorpusError(
             f"{root / missing[0]} is missing: expected a folder that `python -m recipes.translation prepare` wrote"
         )
-    about = json.loads((root / "dataset.json").read_text(encoding="utf-8"))
+    with naming(root / "dataset.json", _PREPARE_ANEW):
+        about = json.loads((root / "dataset.json").read_text(encoding="utf-8"))
+        name, numbers = str(about["name"]), {split: int(about["pairs"][split]) for split in SPLITS}
     vocabularies = [Vocabulary.load(root / f"bpe.{language}.json") for language in LANGUAGES]
     splits = {}
     for split in SPLITS:
         lines = {kind: read_lines(root / f"{split}.{kind}") for kind in ("en", "tok.de", "tok.en")}
         check_no_empty({root / f"{split}.{kind}": part for kind, part in lines.items()})
         sizes = {kind: len(part) for kind, part in lines.items()}
-        if set(sizes.values()) != {about["pairs"][split]}:
+        if set(sizes.values()) != {numbers[split]}:
             raise CorpusError(
-                f"{root}: expected {about['pairs'][split]} lines in every file of {split}, got {sizes}: prepare it anew"
+                f"{root}: expected {numbers[split]} lines in every file of {split}, got {sizes}: prepare it anew"
             )
-        encoded = [v.encode(lines[f"tok.{name}"]) for name, v in zip(LANGUAGES, vocabularies, strict=True)]
+        encoded = [v.encode(lines[f"tok.{language}"]) for language, v in zip(LANGUAGES, vocabularies, strict=True)]
         splits[split] = Pairs(encoded[0], encoded[1], lines["tok.en"], lines["en"])
-    return Data(about["name"], vocabularies[0], vocabularies[1], splits)
+    return Data(name, vocabularies[0], vocabularies[1], splits)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -301,10 +342,27 @@ def read_lines(path: Path) -> list[str]:
     Raises:
         CorpusError: not UTF-8.
     """
+    return _lines(path.read_bytes(), str(path))
+
+
+def read_standard_input() -> list[str]:
+    """Lines of standard input, cut as `read_lines` does: else the lines of an output would not be those of its input.
+
+    Raises:
+        CorpusError: not UTF-8, or closed.
+    """
+    if sys.stdin is None:
+        raise CorpusError("standard input is closed: give text on it, or a file as --input")
+    return _lines(sys.stdin.buffer.read(), "standard input")
+
+
+def _lines(content: bytes, name: str) -> list[str]:
+    content = content.removeprefix(codecs.BOM_UTF8)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CorpusError(f"{path} is no UTF-8 text ({error}): convert it, e.g. with iconv") from error
+        line = content.count(b"\n", 0, error.start) + 1
+        raise CorpusError(f"{name} is no UTF-8 text (line {line}: {error}): convert it, e.g. with iconv") from error
     return [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")] if text else []
 
 

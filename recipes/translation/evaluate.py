@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.progress import Progress
 
-from recipes.common.files import replace_text
+from recipes.common.files import naming, replace_text
+from recipes.common.processes import Processes
 from recipes.translation.config import LONGEST, Config
 from recipes.translation.counts import count_parameters
 from recipes.translation.data import Data, detokenized, moses_tokens
 from recipes.translation.model import Translator
 from recipes.translation.quantize import quantized
 from recipes.translation.search import translate
-from recipes.translation.training import load_averaged, weight_files
+from recipes.translation.training import load_averaged, load_history, weight_files
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,9 @@ class Result:
     @classmethod
     def load(cls, path: Path) -> Result:
         """Read what `save` wrote."""
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{**content, "signatures": tuple(content["signatures"])})
+        with naming(path, "remove it to evaluate again"):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{**content, "signatures": tuple(content["signatures"])})
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str], *, tokenized: bool) -> tuple[float, str]:
@@ -121,20 +122,20 @@ def evaluate(
         int8: quantize the dense linear layers, on the CPU; `Result.parameters` still counts those of the model.
 
     Raises:
-        ValueError: there is no checkpoint.
+        ValueError: there is no checkpoint, or a GPU is asked for and there is none.
         Unavailable: torch has no int8 kernels here.
     """
+    device = Processes(accelerator).device
     model = load_averaged(config, data, run_dir)
     parameters = count_parameters(model)
-    gpu = accelerator != "cpu" and torch.cuda.is_available() and not int8
-    model = quantized(model) if int8 else model.to("cuda" if gpu else "cpu")
-    history = json.loads((run_dir / "history.json").read_text(encoding="utf-8"))
+    model = quantized(model) if int8 else model.to(device)
+    history = load_history(run_dir)
     found = {split: outputs(model, data, split, config, progress=progress) for split in ("valid", "test")}
     tokens, signature = bleu(found["test"], data.splits["test"].tokens, tokenized=True)
     text, text_signature = bleu(detokenized(found["test"]), data.splits["test"].text, tokenized=False)
     result = Result(
         data=data.title,
-        updates=history[-1]["update"],
+        updates=int(history[-1]["update"]),
         checkpoints=min(config.average, len(weight_files(run_dir))),
         parameters=parameters,
         valid_loss=history[-1]["valid_loss"],
@@ -153,7 +154,7 @@ def evaluate(
 def translate_text(
     model: Translator, data: Data, lines: Sequence[str], *, beam: int, length_penalty: float
 ) -> list[str]:
-    """English of German sentences, detokenised and in lower case; an empty line stays empty.
+    """English of German sentences, detokenised and in lower case; a line without tokens stays empty.
 
     Args:
         model: in evaluation mode.
@@ -164,8 +165,10 @@ def translate_text(
     Raises:
         ValueError: a sentence longer than the model's positions.
     """
-    places = [i for i, line in enumerate(lines) if line.strip()]
-    sources = data.source.encode(moses_tokens([lines[i] for i in places], "de"))
+    # Not the line itself: of control characters there are no tokens, and of nothing a model would make something up.
+    tokens = moses_tokens(lines, "de")
+    places = [i for i, line in enumerate(tokens) if line.strip()]
+    sources = data.source.encode([tokens[i] for i in places])
     for i, source in zip(places, sources, strict=True):
         if len(source) > LONGEST:
             raise ValueError(f"line {i + 1} has {len(source)} subwords, and the model takes {LONGEST}: cut it")

@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 from rich.progress import track
 
+from recipes.common.files import check_free
 from recipes.timit.corpus import CorpusError
 from recipes.timit.prepare.debian import unpack
-from recipes.translation.data import LANGUAGES, SPLITS, check_free, check_no_empty, read_lines, write_data
+from recipes.translation.data import LANGUAGES, SPLITS, check_no_empty, read_lines, write_data
 
 PACKAGES = ("libreoffice-help-de", "libreoffice-help-en-us", "trans-de-en", "libreoffice-l10n-de")
 """Unpacked from the archive; the package descriptions come with the package lists."""
@@ -66,7 +67,7 @@ def prepare_iwslt(
             train with an empty side are left out and counted in ``dataset.json``.
     """
     check_free(out, overwrite=overwrite)
-    text, left_out = {}, 0
+    text = {}
     for split in SPLITS:
         paths = [source / f"{split}.{language}" for language in LANGUAGES]
         for path in paths:
@@ -81,13 +82,10 @@ def prepare_iwslt(
         if split != "train":
             # BLEU on fewer sentences would be another BLEU.
             check_no_empty(dict(zip(paths, (german, english), strict=True)))
-        kept = [(d, e) for d, e in zip(german, english, strict=True) if d.strip() and e.strip()]
-        left_out += len(german) - len(kept)
-        text[split] = ([d for d, _ in kept], [e for _, e in kept])
+        text[split] = (german, english)
     about = {
         "name": "IWSLT'14",
         "source": f"plain text{', tokenised already' if tokenized else ''}",
-        "left_out": {"empty": left_out},
     }
     return write_data(
         out, text, about, symbols=symbols, joint=joint, tokenized=tokenized, overwrite=overwrite, progress=progress
@@ -125,6 +123,7 @@ def prepare_debian(
     Raises:
         CorpusError: something is not there and cannot be downloaded, or holds too little.
     """
+    out = out.resolve()
     check_free(out, overwrite=overwrite)
     work = work or out.with_name(out.name + "-work")
     tree = unpack(PACKAGES, work=work, package=package)
@@ -162,9 +161,11 @@ def prepare_debian(
         "name": "debian-de-en",
         "source": f"Debian: package descriptions; {', '.join(PACKAGES)}",
         "kept": kept,
-        "left_out": dict(left_out.most_common()),
     }
-    return write_data(out, text, about, symbols=symbols, joint=joint, overwrite=overwrite, progress=progress)
+    return write_data(
+        out, text, about, symbols=symbols, joint=joint, left_out=dict(left_out.most_common()), overwrite=overwrite,
+        progress=progress,
+    )  # fmt: skip
 
 
 def download_descriptions(work: Path) -> Path:

@@ -41,10 +41,15 @@ def beam_search(model: Translator, source: Tensor, *, beam: int = 4, length_pena
     Returns:
         subwords of every output, with `EOS` where it ended by itself.
 
+    Raises:
+        RuntimeError: the model's scores are not numbers.
+
     Source: the search of fairseq's generate.py, but for its end.
     """
-    n, limit = len(source), longest_output(source.shape[1])
-    device = source.device
+    n, device = len(source), source.device
+    # Each sentence has its own: padding is its neighbours' doing.
+    limits = torch.tensor([longest_output(int(length)) for length in (source != PAD).sum(1)], device=device)
+    limit = int(limits.max())
     memory, mask = model.encode(source)
     state = model.decoder.start(memory, mask, limit).select(torch.arange(n, device=device).repeat_interleave(beam))
     sentences = list(range(n))
@@ -61,20 +66,24 @@ def beam_search(model: Translator, source: Tensor, *, beam: int = 4, length_pena
         best, place = every.flatten(1).topk(2 * beam)
         parents, words = place // every.shape[-1], place % every.shape[-1]
         ends = words == EOS
-        last = t + 1 == limit
-        for row, column in ((ends | last)[:, :beam] & best[:, :beam].isfinite()).nonzero().tolist():
+        last = limits == t + 1
+        for row, column in ((ends | last[:, None])[:, :beam] & best[:, :beam].isfinite()).nonzero().tolist():
             ended = [*outputs[row, parents[row, column], 1 : t + 1].tolist(), int(words[row, column])]
             rank = best[row, column].item() / len(ended) ** length_penalty
             finished[sentences[row]].append((rank, ended))
         leaders = (best.masked_fill(ends, -math.inf).amax(1) / (t + 1) ** length_penalty).tolist()
+        if any(math.isnan(leader) for leader in leaders):
+            raise RuntimeError("the model's scores are not finite: its training diverged, or its weights are broken")
+        cut = last.tolist()
         rows = [
             row
             for row, sentence in enumerate(sentences)
-            if len(finished[sentence]) < beam or leaders[row] > max(finished[sentence])[0]
+            if not cut[row] and (len(finished[sentence]) < beam or leaders[row] > max(finished[sentence])[0])
         ]
-        if last or not rows:
+        if not rows:
             break
         kept = torch.tensor(rows, device=device)
+        limits = limits[kept]
         scores, chosen = best[kept].masked_fill(ends[kept], -math.inf).topk(beam)
         parents = parents[kept].gather(1, chosen)
         outputs = outputs[kept[:, None], parents]

@@ -19,7 +19,16 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from kaleido_audio.nn import param_groups
-from recipes.common.files import replace_text, sole_trainer
+from recipes.common.files import (
+    BROKEN_CHECKPOINT,
+    has_checkpoint,
+    load_checkpoint,
+    load_json,
+    naming,
+    replace_text,
+    save_checkpoint,
+    sole_trainer,
+)
 from recipes.common.processes import Processes
 from recipes.translation.config import Config
 from recipes.translation.data import Data, Pairs, batches, endless_batches, padded
@@ -147,7 +156,8 @@ class Trainer:
         """One update; the loss of this process and its subwords."""
         config, processes = self.config, self.processes
         # Dropout depends on the update and the process alone, so that a resumed training repeats it.
-        torch.manual_seed((config.seed * 1_000_003 + self.update) * 4099 + processes.rank)
+        # Modulo what torch takes, which leaves different seeds different: the factors are odd.
+        torch.manual_seed(((config.seed * 1_000_003 + self.update) * 4099 + processes.rank) % 2**64)
         self.parallel.train()
         pairs = self.data.splits["train"]
         targets = [padded([pairs.target[i] for i in part]).to(processes.device) for part in parts]
@@ -183,6 +193,12 @@ class Trainer:
             "tokens": count,
             "seconds": seconds,
         }
+        if not (math.isfinite(line["train_loss"]) and math.isfinite(line["valid_loss"])):
+            raise RuntimeError(
+                f"{self.run_dir}: the loss is not finite by update {self.update}; the last checkpoint is from before "
+                "it. Train in another folder with a smaller --lr or --k-lr-multiplier, with more --warmup, or with "
+                "--clip"
+            )
         self.history.append(line)
         if self.processes.rank == 0:
             self._save()
@@ -210,20 +226,27 @@ class Trainer:
     def _save(self) -> None:
         """A file of weights for the average; and the state from which the training resumes."""
         weights = self.checkpoints / f"update-{self.update:07d}.pt"
-        _save_whole(self.model.state_dict(), weights)
+        save_checkpoint(self.model.state_dict(), weights)
         state = {"update": self.update, "optimizer": self.optimizer.state_dict(), "history": self.history}
-        _save_whole(state | {"model": self.model.state_dict()}, self.checkpoints / "last.pt")
-        replace_text(self.run_dir / "history.json", json.dumps(self.history, indent=1) + "\n")
+        save_checkpoint(state | {"model": self.model.state_dict()}, self.checkpoints / "last.pt")
+        self._save_history()
         for old in weight_files(self.run_dir)[: -self.config.average]:
             old.unlink()
+
+    def _save_history(self) -> None:
+        replace_text(self.run_dir / "history.json", json.dumps(self.history, indent=1) + "\n")
 
     def _resume(self) -> None:
         path = self.checkpoints / "last.pt"
         if path.exists():
-            state: dict[str, Any] = torch.load(path, map_location=self.processes.device, weights_only=True)
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.update, self.history = state["update"], state["history"]
+            state = load_checkpoint(path, self.processes.device)
+            with naming(path, BROKEN_CHECKPOINT):
+                self.model.load_state_dict(state["model"])
+                self.optimizer.load_state_dict(state["optimizer"])
+                self.update, self.history = state["update"], state["history"]
+            if self.processes.rank == 0:
+                # A kill after the checkpoint may have left it behind, and a finished training writes it no more.
+                self._save_history()
 
 
 def train(
@@ -267,13 +290,14 @@ def prepare_run_dir(config: Config, data: Data, run_dir: Path) -> None:
     """Create the folder of a run, or check that it belongs to the same one, which may be made longer.
 
     The schedule does not depend on the number of updates: a run with more of them goes on where the shorter one
-    ended, and is then what it had been from the start.
+    ended, and is then what it had been from the start. Before the first checkpoint, e.g. where an option was refused,
+    any other run may have the folder.
 
     Raises:
         ValueError: it holds a run with another configuration or other data, or one that cannot be made longer.
     """
     path = run_dir / "config.json"
-    if path.exists():
+    if path.exists() and has_checkpoint(run_dir):
         check_data(data, run_dir)
         old = Config.load(path)
         # The search has no part in the training.
@@ -302,10 +326,12 @@ def check_data(data: Data, run_dir: Path) -> None:
     path = run_dir / "data.json"
     if not path.is_file():
         raise ValueError(f"{path} is missing: expected the folder of a run")
-    theirs, mine = json.loads(path.read_text(encoding="utf-8")), _about(data)
-    if theirs["summary"] != mine["summary"]:
-        raise ValueError(f"{run_dir} was trained on other data ({theirs['summary']}) than given ({mine['summary']})")
-    if theirs["subwords"] != mine["subwords"]:
+    theirs, mine = load_json(path), _about(data)
+    with naming(path, "remove the run's folder to train again"):
+        summary, subwords = theirs["summary"], theirs["subwords"]
+    if summary != mine["summary"]:
+        raise ValueError(f"{run_dir} was trained on other data ({summary}) than given ({mine['summary']})")
+    if subwords != mine["subwords"]:
         raise ValueError(
             f"{run_dir} was trained with other subwords of the same number: give the prepared folder that it was "
             "trained on"
@@ -314,6 +340,20 @@ def check_data(data: Data, run_dir: Path) -> None:
 
 def _about(data: Data) -> dict[str, Any]:
     return {"summary": data.summary(), "subwords": [data.source.fingerprint(), data.target.fingerprint()]}
+
+
+def load_history(run_dir: Path) -> list[dict[str, float]]:
+    """A line for every checkpoint.
+
+    Raises:
+        ValueError: history.json is broken or holds none.
+    """
+    path = run_dir / "history.json"
+    remedy = "train the run again, which writes it from the checkpoint"
+    history = load_json(path, remedy)
+    if not (isinstance(history, list) and history and all("valid_loss" in line for line in history)):
+        raise ValueError(f"{path} holds no checkpoint's losses: {remedy}")
+    return history
 
 
 def weight_files(run_dir: Path) -> list[Path]:
@@ -330,16 +370,13 @@ def load_averaged(config: Config, data: Data, run_dir: Path) -> Translator:
     paths = weight_files(run_dir)[-config.average :]
     if not paths:
         raise ValueError(f"{run_dir / 'checkpoints'} holds no checkpoint: train first")
+    model = build(config, data)
     sums: dict[str, Tensor] = {}
     for path in paths:
-        for name, value in torch.load(path, map_location="cpu", weights_only=True).items():
-            sums[name] = sums[name] + value.double() if name in sums else value.double()
-    model = build(config, data)
+        weights = load_checkpoint(path)
+        with naming(path, "remove the run's checkpoints to train again"):
+            model.load_state_dict(weights)
+            for name, value in weights.items():
+                sums[name] = sums[name] + value.double() if name in sums else value.double()
     model.load_state_dict({name: (total / len(paths)).float() for name, total in sums.items()})
     return model.eval()
-
-
-def _save_whole(content: Any, path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(content, partial)
-    partial.replace(path)

@@ -1,5 +1,6 @@
 """Prepared folders: formats, subwords, batches, and every way in which the files may not fit."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -23,6 +24,7 @@ from recipes.translation.data import (
     moses_tokens,
     padded,
     read_lines,
+    read_standard_input,
     write_data,
 )
 from recipes.translation.model import EOS, PAD, UNK
@@ -152,6 +154,32 @@ def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
     assert read_lines(tmp_path / "text") == ["one\u2028two", "three\u0085"]
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"\xef\xbb\xbfone\n\xef\xbb\xbf\n")
+    assert read_lines(tmp_path / "text") == ["one", "\ufeff"]
+
+
+def test_standard_input_is_cut_as_files_are(monkeypatch) -> None:
+    def standard_input(content: bytes) -> list[str]:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="ascii"))
+        return read_standard_input()
+
+    assert standard_input("ä\u2028b\x0cc\u0085\n\nd\n".encode()) == ["ä\u2028b\x0cc\u0085", "", "d"]
+    with pytest.raises(CorpusError, match=r"standard input is no UTF-8 text \(line 2: "):
+        standard_input(b"one\n\xff\n")
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(CorpusError, match="standard input is closed: give text on it, or a file as --input"):
+        read_standard_input()
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "bpe.de.json"])
+@pytest.mark.parametrize("content", ["", "{}", "[]"])
+def test_broken_descriptions_are_named(broken: Path, name: str, content: str) -> None:
+    (broken / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"{name} cannot be read \(.*\): prepare the data anew"):
+        load_data(broken)
+
+
 # --- IWSLT'14 ---
 
 
@@ -170,6 +198,33 @@ def test_iwslt_from_plain_text(tmp_path: Path) -> None:
     found = load_data(prepare_iwslt(tmp_path / "out", source, symbols=60, progress=False))
     assert found.title == "IWSLT'14" and len(found.splits["train"]) == SIZES["train"] - 1
     assert json.loads((tmp_path / "out" / "dataset.json").read_text())["left_out"] == {"empty": 1}
+
+
+def test_sentences_of_control_characters_alone_are_empty(tmp_path: Path) -> None:
+    source = write_iwslt(tmp_path / "plain")
+    for name in ("train.de", "valid.en"):
+        lines = (source / name).read_text().splitlines()
+        (source / name).write_text("\n".join([*lines[:2], "\x01", *lines[3:]]) + "\n")
+    with pytest.raises(CorpusError, match=r"valid\.tok\.en: sentence 3 has no token"):
+        prepare_iwslt(tmp_path / "out", source, symbols=60, progress=False)
+    assert not list(tmp_path.glob("out*"))
+    (source / "valid.en").write_text("".join(f"{line}\n" for line in numbers()["valid"][1]))
+    found = load_data(prepare_iwslt(tmp_path / "out", source, symbols=60, progress=False))
+    assert len(found.splits["train"]) == SIZES["train"] - 1
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["left_out"] == {"empty": 1}
+
+
+def test_where_a_folder_cannot_be_written(tmp_path: Path, monkeypatch) -> None:
+    options = {"joint": True, "overwrite": True, "progress": False}
+    with pytest.raises(ValueError, match="expected --symbols >= 1, got 0"):
+        write_data(tmp_path / "out", numbers(), {"name": "x"}, symbols=0, **options)
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="file is a file: expected a folder to write"):
+        write_data(tmp_path / "file", numbers(), {"name": "x"}, symbols=60, **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert load_data(write_data(Path(), numbers(), {"name": "x"}, symbols=60, **options)).name == "x"
 
 
 def test_iwslt_in_tokens_gets_plain_text_too(tmp_path: Path) -> None:

@@ -2,10 +2,14 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("tokenizers")
 pytest.importorskip("sacremoses")
@@ -86,9 +90,9 @@ def test_it_learns_the_numbers_and_says_what_it_found(learned, data) -> None:
 def test_new_text_is_translated_in_its_order_and_empty_lines_stay(learned, data) -> None:
     config, run_dir = learned
     model = load_averaged(config, data, run_dir)
-    lines = ["Drei vier eins.", "", "Zehn acht.", "   "]
+    lines = ["Drei vier eins.", "", "Zehn acht.", "   ", "\x01\x02"]
     found = translate_text(model, data, lines, beam=4, length_penalty=1.0)
-    assert found == ["three four one.", "", "ten eight.", ""]
+    assert found == ["three four one.", "", "ten eight.", "", ""]
     with pytest.raises(ValueError, match=r"line 2 has .* subwords, and the model takes 1024: cut it"):
         translate_text(model, data, ["Eins.", "eins " * 2000], beam=1, length_penalty=1.0)
 
@@ -117,6 +121,10 @@ def test_a_comparison_trains_what_is_missing_and_only_that(data, tiny, tmp_path)
     folder = tmp_path / "transformer-seed0"
     assert is_finished(configs["transformer"], folder)
     assert not is_finished(replace(configs["transformer"], updates=8), folder)
+    # Another search than the run's own, which the table would mix with it.
+    evaluate(replace(configs["transformer"], beam=1), data, folder, accelerator="cpu", progress=False)
+    assert not is_finished(configs["transformer"], folder)
+    assert compare(configs, data, tmp_path, seeds=[0, 1, 0], accelerator="cpu", progress=False) == table
     runs = [load_run("transformer", folder)]
     assert "Seeds: 0." in markdown(runs, data.title)
     (folder / "result.json").unlink()
@@ -161,7 +169,7 @@ def test_commands_from_training_to_translation(prepared, tmp_path, capsys, monke
     assert run("translate", "--run", out, "--data", prepared, "--input", tmp_path / "german") == 0
     from_file = capsys.readouterr().out
     assert from_file.count("\n") == 3 and from_file.splitlines()[1] == ""
-    monkeypatch.setattr("sys.stdin", io.StringIO("Eins zwei.\n\nDrei.\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Eins zwei.\n\nDrei.\n")))
     assert run("translate", "--run", out, "--data", prepared) == 0
     assert capsys.readouterr().out == from_file
     assert run("compare", "--out", tmp_path / "all", "--rows", "transformer", *shared, *TINY) == 0
@@ -196,6 +204,12 @@ def test_counts_and_preparation(prepared, tmp_path, capsys) -> None:
         (("train", "--out", "{tmp}/x", "--data", "{tmp}/nothing"), "dataset.json is missing"),
         (("train", "--out", "{tmp}/x", "--data", "{data}", "--threads", 0), "expected --threads >= 1"),
         (("train", "--out", "{tmp}/x", "--data", "{data}", "--heads", 3), "multiple of heads"),
+        (
+            ("train", "--out", "{tmp}/x", "--data", "{data}", "--row", "transformer", "--mixer", "dynamicconv"),
+            "the row 'transformer' has --mixer attention: give another row, or leave --mixer out",
+        ),
+        (("train", "--out", "{data}/train.de", "--data", "{data}"), "train.de: File exists"),
+        (("train", "--out", "{data}/train.de/x", "--data", "{data}"), "train.de/x: Not a directory"),
         (("evaluate", "--run", "{tmp}/x", "--data", "{data}"), "config.json is missing: expected the folder of a run"),
         (("translate", "--run", "{tmp}/x", "--data", "{data}"), "config.json is missing"),
     ],
@@ -221,3 +235,32 @@ def test_translation_with_the_wrong_data_or_file(learned, prepared, tmp_path, ca
     assert run("prepare", "iwslt", "--source", source, "--out", tmp_path / "o", "--symbols", 50, "--quiet") == 0
     assert run("translate", "--run", run_dir, "--data", tmp_path / "o") == 2
     assert "was trained on other data" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        assert run("evaluate", "--run", run_dir, "--data", prepared, "--accelerator", "gpu") == 2
+        assert "--accelerator gpu: " in capsys.readouterr().err
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "result.json").write_text("{}")
+    with pytest.raises(
+        ValueError, match=r"result\.json cannot be read \(missing 'signatures'\): remove it to evaluate"
+    ):
+        Result.load(tmp_path / "cut" / "result.json")
+
+
+def test_a_reader_that_has_enough_ends_the_translation_quietly(learned, prepared, tmp_path) -> None:
+    (tmp_path / "many").write_text("Eins.\n" * 20_000)
+    (tmp_path / "few").write_text("Eins.\n")
+    command = [sys.executable, "-m", "recipes.translation", "translate", "--run", str(learned[1]), "--data",
+               str(prepared), "--threads", "1", "--beam", "1", "--input"]  # fmt: skip
+    with subprocess.Popen(
+        [*command, str(tmp_path / "many")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 141
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [*command, str(tmp_path / "few")], stdout=full, stderr=subprocess.PIPE, text=True, env=environment
+        )
+    assert (result.returncode, result.stderr) == (2, "error: standard output: No space left on device\n")

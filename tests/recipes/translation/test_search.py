@@ -99,7 +99,8 @@ def test_beam_one_is_greedy_search(row: str) -> None:
     with torch.no_grad():
         for sentence, found in zip(source, beam_search(model, source, beam=1), strict=True):
             output = [EOS]
-            while len(output) <= longest_output(5) and (len(output) == 1 or output[-1] != EOS):
+            limit = longest_output(int((sentence != PAD).sum()))
+            while len(output) <= limit and (len(output) == 1 or output[-1] != EOS):
                 logits = model(sentence[None, sentence != PAD], torch.tensor([output]))[0, -1]
                 logits[PAD] = -math.inf
                 output.append(int(logits.argmax()))
@@ -138,10 +139,17 @@ def test_batches_do_not_change_translations() -> None:
     counted: list[int] = []
     together = translate(model, sources, beam=3, batch_tokens=40, advance=counted.append)
     assert sum(counted) == 12 and len(counted) > 1
-    # A batch ends at the length that its longest source allows: take outputs that ended by themselves.
     alone = [beam_search(model, torch.from_numpy(source)[None], beam=3)[0] for source in sources]
-    ended = [i for i in range(12) if alone[i][-1] == EOS == together[i][-1]]
-    assert [together[i] for i in ended] == [alone[i] for i in ended]
+    assert together == alone
+    assert any(output[-1] != EOS for output in alone), "some are cut, each at the length of its own source"
+
+
+def test_scores_that_are_no_numbers_are_an_error() -> None:
+    model = random_model("transformer")
+    with torch.no_grad():
+        model.decoder.output.weight.fill_(math.nan)
+    with pytest.raises(RuntimeError, match="the model's scores are not finite"):
+        beam_search(model, torch.tensor([[5, 6, EOS]]), beam=2)
 
 
 def test_a_sentence_longer_than_the_positions_is_refused() -> None:

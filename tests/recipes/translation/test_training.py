@@ -1,6 +1,7 @@
 """Training: loss, schedule, averages, exact resume, longer runs, two processes, and folders that do not fit."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -24,9 +25,11 @@ from recipes.translation.model import PAD
 from recipes.translation.training import (
     Trainer,
     build,
+    check_data,
     fitting,
     learning_rate,
     load_averaged,
+    load_history,
     prepare_run_dir,
     smoothed_loss,
     train,
@@ -197,7 +200,10 @@ def test_pairs_that_are_too_long_are_left_out(data) -> None:
 
 
 def test_another_configuration_is_refused_by_name(data, tiny, tmp_path) -> None:
+    prepare_run_dir(tiny(updates=8), data, tmp_path)
+    # Nothing is lost before the first checkpoint, and an option that was refused does not block its folder.
     prepare_run_dir(tiny(), data, tmp_path)
+    (tmp_path / "checkpoints" / "last.pt").touch()
     prepare_run_dir(tiny(), data, tmp_path)
     with pytest.raises(
         ValueError, match=r"another configuration \(lr, dropout\)|another configuration \(dropout, lr\)"
@@ -207,6 +213,7 @@ def test_another_configuration_is_refused_by_name(data, tiny, tmp_path) -> None:
 
 def test_other_data_and_other_subwords_are_refused(data, tiny, tmp_path) -> None:
     prepare_run_dir(tiny(), data, tmp_path)
+    (tmp_path / "checkpoints" / "last.pt").touch()
     fewer = data.splits["valid"]
     fewer = Pairs(fewer.source[1:], fewer.target[1:], fewer.tokens[1:], fewer.text[1:])
     with pytest.raises(ValueError, match=r"was trained on other data .* 20 in valid"):
@@ -245,3 +252,66 @@ def test_the_history_beside_the_checkpoint_is_the_same(data, tiny, tmp_path) -> 
     assert json.loads((tmp_path / "history.json").read_text()) == state["history"]
     losses = [line["train_loss"] for line in state["history"]]
     assert losses == sorted(losses, reverse=True)
+
+
+# --- trainings that go wrong, and what a kill or a broken disk leaves ---
+
+
+@pytest.mark.parametrize("changes", [{"lr": 1e8}, {"lr": 1e30, "clip": 1.0}])
+def test_a_training_that_diverges_says_so_and_keeps_its_checkpoints(data, tiny, tmp_path, changes) -> None:
+    config = tiny(warmup=1, updates=40, **changes)
+    with pytest.raises(RuntimeError, match=r"the loss is not finite by update \d+; .* a smaller --lr"):
+        fit(config, data, tmp_path)
+    for path in (tmp_path / "checkpoints").glob("update-*.pt"):
+        assert all(value.isfinite().all() for value in torch.load(path, weights_only=True).values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": 0.0}, "expected lr > 0 and finite, got 0.0"),
+        ({"lr": math.inf}, "expected lr > 0 and finite, got inf"),
+        ({"clip": -1.0}, "expected clip >= 0 and finite, got -1.0"),
+        ({"clip": math.nan}, "expected clip >= 0 and finite, got nan"),
+        ({"k_lr_multiplier": -1.0}, "expected k_lr_multiplier > 0"),
+        ({"weight_decay": math.nan}, "expected weight_decay >= 0"),
+        ({"length_penalty": math.nan}, r"expected length_penalty in \[-100, 100\], got nan"),
+        ({"seed": -1}, r"expected 0 <= seed < 2\*\*63, got -1"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(changes, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        Config(**changes)
+
+
+def test_a_seed_may_be_large(data, tiny, tmp_path) -> None:
+    fit(tiny(seed=2**63 - 1, updates=1), data, tmp_path)
+
+
+def test_a_history_that_a_kill_left_behind_is_written_again(data, tiny, tmp_path) -> None:
+    state = fit(tiny(), data, tmp_path)
+    (tmp_path / "history.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"history\.json holds no checkpoint's losses: train the run again"):
+        load_history(tmp_path)
+    fit(tiny(), data, tmp_path)
+    assert load_history(tmp_path) == state["history"]
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", None])
+def test_broken_checkpoints_are_named(data, tiny, tmp_path, content) -> None:
+    config = tiny(updates=4)
+    fit(config, data, tmp_path)
+    for name in ("last.pt", "update-0000004.pt"):
+        path = tmp_path / "checkpoints" / name
+        path.write_bytes(path.read_bytes()[:-100] if content is None else content)
+    with pytest.raises(ValueError, match=r"last\.pt cannot be read \(.*\): remove it to train again"):
+        fit(config, data, tmp_path)
+    with pytest.raises(ValueError, match=r"update-0000004\.pt cannot be read"):
+        load_averaged(config, data, tmp_path)
+    (tmp_path / "data.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"data\.json cannot be read \(missing 'summary'\): remove the run's folder"):
+        check_data(data, tmp_path)
+    for text in ("", '{"magic": 1}', "[]"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"config\.json cannot be read \(.*\): give another folder"):
+            Config.load(tmp_path / "config.json")
