@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import sys
-import typing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from recipes.cifar.config import METHODS, PRESETS, ROWS, Config, default_preset
 from recipes.cifar.counts import markdown
 from recipes.cifar.data import CifarData, load_data
 from recipes.cifar.recoveries import CASES, recover_all
-from recipes.timit.corpus import CorpusError
+from recipes.common.command import run_command
+from recipes.common.options import add_config_options, check_row, given_options
 
 DEFAULT_ROWS = (
     "fc", "rnn", "cnn", "dense-cnn", "k-cnn", "k-identity-cnn", "recovered-k-cnn", "recovered-faq-cnn", "unpermuted",
@@ -25,16 +25,7 @@ DEFAULT_ROWS = (
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; errors of use end in one line on stderr and exit status 2."""
-    args = _parser().parse_args(argv)
-    try:
-        args.run(args)
-    except (CorpusError, ValueError, RuntimeError, FileNotFoundError, FileExistsError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(_parser(), argv)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -101,31 +92,19 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the binary files")
-    parser.add_argument("--accelerator", choices=("auto", "cpu", "gpu"), default="auto")
+    parser.add_argument("--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="default: %(default)s")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
 def _config_options(parser: argparse.ArgumentParser, leave_out: tuple[str, ...]) -> None:
-    group = parser.add_argument_group("configuration", "see recipes/cifar/config.py; defaults: the preset's")
-    group.add_argument("--preset", choices=list(PRESETS), help="default: cifar for CIFAR-10, small for a stand-in")
-    types_by_name = typing.get_type_hints(Config)
-    for field in dataclasses.fields(Config):
-        if field.name in leave_out:
-            continue
-        name, flag = f"config_{field.name}", "--" + field.name.replace("_", "-")
-        if types_by_name[field.name] is bool:
-            group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction)
-        else:
-            kind = types_by_name[field.name]
-            group.add_argument(flag, dest=name, type=kind, metavar=kind.__name__.upper())
+    preset_help = "default: cifar for CIFAR-10, small for a stand-in"
+    add_config_options(parser, Config, PRESETS, preset_help=preset_help, leave_out=leave_out)
 
 
 def _config(args: argparse.Namespace, data: CifarData, row: str) -> Config:
-    given = {k.removeprefix("config_"): v for k, v in vars(args).items() if k.startswith("config_") and v is not None}
-    fixed = [name for name in given if name in ROWS[row] and given[name] != ROWS[row][name]]
-    if fixed:
-        raise ValueError(f"the row {row!r} has --{fixed[0]} {ROWS[row][fixed[0]]}: give another row, or leave it out")
+    given = given_options(args)
+    check_row(row, given, ROWS)
     chosen: dict[str, Any] = {**PRESETS[args.preset or default_preset(data.name)], **ROWS[row], **given}
     return Config(**chosen)
 
@@ -137,7 +116,7 @@ def _counts(args: argparse.Namespace) -> None:
 def _prepare(args: argparse.Namespace) -> None:
     from recipes.cifar.prepare import prepare_photos
 
-    prepare_photos(
+    out = prepare_photos(
         args.out,
         per_class=args.per_class,
         stride=args.stride,
@@ -148,7 +127,7 @@ def _prepare(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
         progress=not args.quiet,
     )
-    print(load_data(args.out).summary())
+    print(load_data(out).summary())
 
 
 def _set_threads(args: argparse.Namespace) -> None:

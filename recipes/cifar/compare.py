@@ -64,18 +64,23 @@ def compare(
         ValueError: torchrun started several processes.
     """
     check_single_process()
+    # One that is given twice would count twice, with a spread of zero.
+    seeds, permutations = list(dict.fromkeys(seeds)), list(dict.fromkeys(permutations))
+    wanted = [
+        (row, replace(config, seed=seed, permutation=kind))
+        for seed in seeds
+        for row, config in configs.items()
+        for kind in (["none"] if config.permutation == "none" else permutations)
+    ]
     runs = []
-    for seed in seeds:
-        for row, config in configs.items():
-            for kind in ["none"] if config.permutation == "none" else permutations:
-                mine = replace(config, seed=seed, permutation=kind)
-                folder = out / f"{row}-{kind}-seed{seed}"
-                if not _is_finished(mine, folder):
-                    if progress:
-                        print(f"{TITLES[row]}, permutation {kind}, seed {seed}")
-                    train(mine, data, folder, accelerator=accelerator, progress=progress)
-                    evaluate(mine, data, folder, accelerator=accelerator)
-                runs.append(Run(row, mine, Result.load(folder / "result.json")))
+    for row, mine in wanted:
+        folder = out / f"{row}-{mine.permutation}-seed{mine.seed}"
+        if not _is_finished(mine, folder):
+            if progress:
+                print(f"{TITLES[row]}, permutation {mine.permutation}, seed {mine.seed}")
+            train(mine, data, folder, accelerator=accelerator, progress=progress)
+            evaluate(mine, data, folder, accelerator=accelerator)
+        runs.append(Run(row, mine, Result.load(folder / "result.json")))
     table = markdown(runs)
     replace_text(out / "table.md", table + "\n")
     if figure:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from recipes.cifar.data import PERMUTATIONS
-from recipes.common.files import replace_text
+from recipes.common.files import naming, replace_text
+from recipes.common.options import check_choices, check_not_negative, check_positive, check_seed, choice
 
 NETS = ("fc", "rnn", "resnet18")
 FRONTS = ("none", "dense", "k", "k-identity")
@@ -36,15 +37,15 @@ class Config:
         epochs: passes over train.
         batch_size: of all processes together.
         lr: peak learning rate of Adam; times 0.2 after every quarter of the epochs.
-        k_lr_multiplier: learning rate of K-matrices as a multiple of it.
+        k_lr_multiplier: learning rate of K-matrices as a multiple of lr.
         weight_decay: added to the gradient, not of K-matrices.
         augment: crop and flip at random before permuting.
     """
 
-    net: str = "resnet18"
-    front: str = "none"
-    recovery: str = "none"
-    permutation: str = "random"
+    net: str = choice("resnet18", NETS)
+    front: str = choice("none", FRONTS)
+    recovery: str = choice("none", ("none", *METHODS))
+    permutation: str = choice("random", PERMUTATIONS)
     permutation_seed: int = 0
     width: int = 64
     hidden: int = 1024
@@ -57,18 +58,14 @@ class Config:
     augment: bool = True
 
     def __post_init__(self) -> None:
-        known = {"net": NETS, "front": FRONTS, "recovery": ("none", *METHODS), "permutation": PERMUTATIONS}
-        for name, choices in known.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"expected {name} in {choices}, got {getattr(self, name)!r}")
+        check_choices(self)
+        check_seed(self.seed)
+        check_seed(self.permutation_seed, "permutation_seed")
         for name in ("width", "hidden", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
-        for name in ("lr", "k_lr_multiplier"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"expected {name} > 0, got {getattr(self, name)}")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"expected weight_decay >= 0, got {self.weight_decay}")
+        check_positive(self, "lr", "k_lr_multiplier")
+        check_not_negative(self, "weight_decay")
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
@@ -77,7 +74,8 @@ class Config:
     @classmethod
     def load(cls, path: Path) -> Config:
         """Read what `save` wrote; unknown names are an error."""
-        return cls(**json.loads(path.read_text(encoding="utf-8")))
+        with naming(path, "give another folder, or remove this one"):
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
 
 
 ROWS: dict[str, dict[str, Any]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,14 @@ class CifarData:
         """Name and sizes in one line."""
         return f"{self.title}: {len(self.train)} images in train, {len(self.valid)} in valid, {len(self.test)} in test"
 
+    def fingerprint(self) -> str:
+        """Of all images and labels: other data may have the same name and sizes."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.valid, self.test):
+            for part in (split.labels, split.images):
+                digest.update(part.contiguous().flatten().numpy().data)
+        return digest.hexdigest()[:16]
+
     def normalized(self, images: Tensor) -> Tensor:
         """Float images ``(N, 3, 32, 32)`` of zero mean and unit variance in every channel, from bytes."""
         mean, std = (value.to(images.device).view(3, 1, 1) for value in (self.mean, self.std))
@@ -100,6 +109,8 @@ def load_data(root: Path) -> CifarData:
             name, records = str(content["name"]), {file: int(content["records"][file]) for file in records}
         except (ValueError, KeyError, TypeError) as error:
             raise CorpusError(f"{about} cannot be read ({error!r}): prepare the stand-in again") from error
+    if sum(records[file] for file in TRAIN_FILES) < 10 or records[TEST_FILE] < 1:
+        raise CorpusError(f"{about}: expected at least 10 images for train and valid, and 1 for test, got {records}")
     files = [_read(root / file, count) for file, count in records.items()]
     images, labels = (torch.cat([part[i] for part in files[:-1]]) for i in range(2))
     n_train = len(labels) - len(labels) // 10

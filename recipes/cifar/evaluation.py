@@ -7,15 +7,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from recipes.cifar.config import Config
 from recipes.cifar.counts import count_parameters
 from recipes.cifar.data import CifarData
 from recipes.cifar.model import Classifier, build
 from recipes.cifar.recovery import Recovery, score
 from recipes.cifar.training import check_data, measure, permutation_of, recovered_order
-from recipes.common.files import replace_text
+from recipes.common.files import BROKEN_CHECKPOINT, load_checkpoint, naming, replace_text
 from recipes.common.processes import Processes
 
 
@@ -51,7 +49,8 @@ class Result:
     @classmethod
     def load(cls, path: Path) -> Result:
         """Read what `save` wrote."""
-        return cls(**json.loads(path.read_text(encoding="utf-8")))
+        with naming(path, "remove it to evaluate again"):
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def load_model(config: Config, run_dir: Path) -> Classifier:
@@ -60,12 +59,19 @@ def load_model(config: Config, run_dir: Path) -> Classifier:
     Raises:
         ValueError: there is no checkpoint.
     """
+    return _load(config, run_dir)[0]
+
+
+def _load(config: Config, run_dir: Path) -> tuple[Classifier, list[dict[str, float]]]:
+    """The model, and the history that belongs to it: a kill may have left history.json behind."""
     path = run_dir / "checkpoints" / "last.pt"
     if not path.is_file():
         raise ValueError(f"{path} is missing: train first")
     model = build(config, recovered_order(config, run_dir))
-    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
-    return model.eval()
+    state = load_checkpoint(path)
+    with naming(path, BROKEN_CHECKPOINT):
+        model.load_state_dict(state["model"])
+        return model.eval(), state["history"]
 
 
 def evaluate(config: Config, data: CifarData, run_dir: Path, *, accelerator: str = "auto") -> Result:
@@ -84,8 +90,8 @@ def evaluate(config: Config, data: CifarData, run_dir: Path, *, accelerator: str
     processes = Processes(accelerator)
     # Evaluation is for one process, also when torchrun started several for the training.
     processes.rank, processes.world = 0, 1
-    model = load_model(config, run_dir).to(processes.device)
-    history = json.loads((run_dir / "history.json").read_text(encoding="utf-8"))
+    model, history = _load(config, run_dir)
+    model.to(processes.device)
     neighbours, recovery_seconds = None, None
     if config.recovery != "none":
         found = Recovery.load(run_dir / "recovery.json")

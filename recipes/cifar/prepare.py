@@ -23,6 +23,8 @@ from PIL import Image
 from rich.progress import track
 
 from recipes.cifar.data import SIDE, TEST_FILE, TRAIN_FILES, write_file
+from recipes.common.files import check_free
+from recipes.common.options import check_seed
 from recipes.timit.corpus import CorpusError
 
 PACKAGES = ("scikit-image", "scikit-learn")
@@ -85,8 +87,9 @@ def prepare_photos(
         raise ValueError(f"expected per_class to be a positive multiple of 50, got {per_class}")
     if stride < 1:
         raise ValueError(f"expected stride >= 1 pixel, got {stride}")
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"{out} exists: give another folder, or --overwrite")
+    check_seed(seed, "--seed")
+    out = out.resolve()
+    check_free(out, overwrite=overwrite)
     work = out.with_name(out.name + "-work") if work is None else work
     folder = _downloaded(work) if wheels is None else wheels
     generator = np.random.default_rng(seed)

@@ -12,7 +12,8 @@ import torch
 
 from recipes.cifar.data import CifarData, permutation, permuted
 from recipes.cifar.recovery import Recovery, recover, score
-from recipes.common.files import replace_text
+from recipes.common.files import naming, replace_text
+from recipes.common.options import check_seed
 
 CASES = {
     "bitreversal-lines": ("bitreversal", "lines"),
@@ -88,6 +89,10 @@ def recover_all(
     """
     if images < 1:
         raise ValueError(f"expected --images >= 1, got {images}")
+    for seed in seeds:
+        check_seed(seed, "--seeds")
+    # One that is given twice would count twice.
+    cases, methods, seeds = list(dict.fromkeys(cases)), list(dict.fromkeys(methods)), list(dict.fromkeys(seeds))
     count = min(images, len(data.train))
     out.mkdir(parents=True, exist_ok=True)
     outcomes = []
@@ -97,7 +102,8 @@ def recover_all(
             for method in methods:
                 path = out / f"{case}-{method}-seed{seed}.json"
                 if path.is_file():
-                    outcome = Outcome(**json.loads(path.read_text(encoding="utf-8")))
+                    with naming(path, "remove it to recover again"):
+                        outcome = Outcome(**json.loads(path.read_text(encoding="utf-8")))
                     if (outcome.data, outcome.images) != (data.title, count):
                         raise ValueError(
                             f"{path} is of {outcome.images} images of {outcome.data}, not {count} of {data.title}: "

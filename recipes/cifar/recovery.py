@@ -25,7 +25,7 @@ from torch.func import functional_call, grad, vmap
 from kaleido_audio.nn import KPermutation
 from recipes.cifar.config import METHODS
 from recipes.cifar.data import PIXELS, SIDE
-from recipes.common.files import replace_text
+from recipes.common.files import naming, replace_text
 
 STRUCTURES = ("lines", "pixels")
 """What is assumed of the permutation: that it permutes rows and columns as wholes, or nothing."""
@@ -56,8 +56,12 @@ class Recovery:
     @classmethod
     def load(cls, path: Path) -> Recovery:
         """Read what `save` wrote."""
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return cls(torch.tensor(content["order"]), content["variation"], content["seconds"])
+        with naming(path, "remove it, and the run's checkpoints if there are any, to recover again"):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            order = torch.tensor(content["order"])
+            if not order.sort().values.equal(torch.arange(PIXELS)):
+                raise ValueError(f"expected an order of {PIXELS} pixels")
+            return cls(order, content["variation"], content["seconds"])
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -21,10 +22,22 @@ from recipes.cifar.data import CifarData, Split, augmented, permutation, permute
 from recipes.cifar.model import Classifier, build
 from recipes.cifar.recoveries import structure_of
 from recipes.cifar.recovery import Recovery, recover
-from recipes.common.files import replace_text, sole_trainer
+from recipes.common.files import (
+    BROKEN_CHECKPOINT,
+    has_checkpoint,
+    load_checkpoint,
+    load_json,
+    naming,
+    replace_text,
+    save_checkpoint,
+    sole_trainer,
+)
 from recipes.common.processes import Processes
 
 _EVALUATION_BATCH = 500
+
+_SEEDS = 2**64
+"""Seeds that torch takes. Odd multiples of different seeds are different modulo it, too."""
 
 
 def learning_rate(epoch: int, config: Config) -> float:
@@ -100,7 +113,7 @@ class Trainer:
 
     def _batches(self, epoch: int) -> list[Tensor]:
         """Indices of the images of every batch: an order by seed and epoch alone; what is left over sits out."""
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + epoch) % _SEEDS)
         order = torch.randperm(len(self.data.train), generator=generator)
         full = order.split(self.config.batch_size)
         return [batch for batch in full if len(batch) == self.config.batch_size] or list(full)
@@ -118,7 +131,7 @@ class Trainer:
             if config.augment:
                 # By place alone, for the batch as a whole: the same however many processes share it.
                 place = (config.seed * 1_000_003 + self.epoch) * 100_003 + number
-                images = augmented(images, torch.Generator().manual_seed(place))
+                images = augmented(images, torch.Generator().manual_seed(place % _SEEDS))
             mine = slice(processes.rank, None, processes.world)
             x = self._network_input(images[mine])
             labels = self.data.train.labels[batch][mine].to(processes.device)
@@ -134,6 +147,11 @@ class Trainer:
             advance()
         loss_sum, right, count = processes.summed(loss_sum, right, count)
         valid_loss, valid_accuracy = measure(self.model, self.config, self.data, self.data.valid, processes)
+        if not (math.isfinite(loss_sum) and math.isfinite(valid_loss)):
+            raise RuntimeError(
+                f"{self.run_dir}: the loss is not finite in epoch {self.epoch + 1}; the last checkpoint is from before "
+                "it. Train in another folder with a smaller --lr or --k-lr-multiplier"
+            )
         self.history.append(
             {
                 "epoch": self.epoch + 1,
@@ -158,17 +176,22 @@ class Trainer:
 
     def _save(self) -> None:
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "history": self.history}
-        partial = self.checkpoint.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self.checkpoint)
+        save_checkpoint(state, self.checkpoint)
+        self._save_history()
+
+    def _save_history(self) -> None:
         replace_text(self.run_dir / "history.json", json.dumps(self.history, indent=1) + "\n")
 
     def _resume(self) -> None:
         if self.checkpoint.exists():
-            state: dict[str, Any] = torch.load(self.checkpoint, map_location=self.processes.device, weights_only=True)
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.history = state["history"]
+            state = load_checkpoint(self.checkpoint, self.processes.device)
+            with naming(self.checkpoint, BROKEN_CHECKPOINT):
+                self.model.load_state_dict(state["model"])
+                self.optimizer.load_state_dict(state["optimizer"])
+                self.history = state["history"]
+            if self.processes.rank == 0:
+                # A kill after the checkpoint may have left it behind, and a finished training writes it no more.
+                self._save_history()
 
 
 @torch.no_grad()
@@ -262,7 +285,8 @@ def recovered_order(config: Config, run_dir: Path) -> Tensor | None:
 
 def _prepare_run_dir(config: Config, data: CifarData, run_dir: Path) -> None:
     path = run_dir / "config.json"
-    if path.exists():
+    about = {"summary": data.summary(), "content": data.fingerprint()}
+    if path.exists() and has_checkpoint(run_dir):
         check_data(data, run_dir)
         old = Config.load(path)
         other = [name for name, value in asdict(old).items() if value != getattr(config, name)]
@@ -271,8 +295,12 @@ def _prepare_run_dir(config: Config, data: CifarData, run_dir: Path) -> None:
                 f"{path} belongs to a run with another configuration ({', '.join(other)}): give another folder, or "
                 "remove this one"
             )
+    elif path.exists() and (Config.load(path) != config or load_json(run_dir / "data.json") != about):
+        # Before the first checkpoint, e.g. where an option was refused, any other run may have the folder, but not
+        # the order that was recovered for this one.
+        (run_dir / "recovery.json").unlink(missing_ok=True)
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    replace_text(run_dir / "data.json", json.dumps({"summary": data.summary()}) + "\n")
+    replace_text(run_dir / "data.json", json.dumps(about) + "\n")
     config.save(path)
 
 
@@ -281,6 +309,13 @@ def check_data(data: CifarData, run_dir: Path) -> None:
     path = run_dir / "data.json"
     if not path.is_file():
         raise ValueError(f"{path} is missing: expected the folder of a run")
-    theirs = json.loads(path.read_text(encoding="utf-8"))["summary"]
+    about = load_json(path)
+    with naming(path, "remove the run's folder to train again"):
+        # Runs of earlier versions have no fingerprint.
+        theirs, content = about["summary"], about.get("content")
     if theirs != data.summary():
         raise ValueError(f"{run_dir} was trained on other data ({theirs}) than given ({data.summary()})")
+    if content is not None and content != data.fingerprint():
+        raise ValueError(
+            f"{run_dir} was trained on other images of the same number: give the folder that it was trained on"
+        )

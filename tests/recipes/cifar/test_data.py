@@ -68,6 +68,10 @@ def test_broken_files_are_named(root, tmp_path, name) -> None:
     (folder / name).unlink()
     with pytest.raises(CorpusError, match=f"{name} is missing: expected the files of CIFAR-10's binary version"):
         load_data(folder)
+    about = {"name": "few", "records": dict.fromkeys((*TRAIN_FILES, TEST_FILE), 1)}
+    (folder / "dataset.json").write_text(json.dumps(about))
+    with pytest.raises(CorpusError, match=r"dataset\.json: expected at least 10 images for train and valid, and 1 for"):
+        load_data(folder)
     (folder / "dataset.json").write_text("{}")
     with pytest.raises(CorpusError, match=r"dataset\.json cannot be read"):
         load_data(folder)
@@ -149,7 +153,7 @@ def test_stand_in_has_the_layout_and_disjoint_columns(wheels, tmp_path, capsys) 
     assert max(columns["train"]) < min(columns["valid"]) < max(columns["valid"]) < min(columns["test"])
     assert json.loads((out / "dataset.json").read_text())["classes"] == list(PICTURES)
     assert main(f"prepare photos --out {out} --wheels {wheels}".split()) == 2
-    assert "exists: give another folder, or --overwrite" in capsys.readouterr().err
+    assert "exists already: remove it, give another folder, or --overwrite it" in capsys.readouterr().err
 
 
 def test_stand_in_says_what_is_missing(wheels, tmp_path) -> None:

@@ -152,10 +152,17 @@ def test_command_keeps_outcomes_and_tells_data_apart(root, tmp_path, capsys) -> 
     assert "180 images of made-up (a stand-in, not CIFAR-10). Seeds: 0, 1" in table
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.json")}
     assert len(times) == 4
-    assert main([*command, "--seeds", "0", "1", "--quiet"]) == 0
+    assert main([*command, "--seeds", "0", "1", "0", "--methods", "oracle", "oracle", "--quiet"]) == 0
+    assert "| oracle | 2 of 2 |" in capsys.readouterr().out
     assert times == {path: path.stat().st_mtime_ns for path in times}
     assert main([*command, "--images", "100", "--quiet"]) == 2
     assert "not 100 of made-up" in capsys.readouterr().err
+    assert main([*command, "--seeds", "-1", "--quiet"]) == 2
+    assert "expected 0 <= --seeds < 2**63, got -1" in capsys.readouterr().err
+    broken = next(iter(times))
+    broken.write_text("{}")
+    assert main([*command, "--seeds", "0", "1", "--quiet"]) == 2
+    assert f"{broken} cannot be read" in capsys.readouterr().err
 
 
 def test_table_counts_exact_recoveries() -> None:

@@ -1,6 +1,8 @@
 """Models and their counts; training that resumes exactly; two-stage mode; the comparison."""
 
 import dataclasses
+import json
+import math
 import os
 import subprocess
 import sys
@@ -93,6 +95,76 @@ def test_an_interrupted_training_ends_as_one_that_was_not(data, tmp_path, row) -
         train(config, smaller, tmp_path / "whole", accelerator="cpu", progress=False)
 
 
+def test_other_images_of_the_same_number_are_refused(data, tmp_path) -> None:
+    config = dataclasses.replace(TINY, net="fc", epochs=1)
+    train(config, data, tmp_path, accelerator="cpu", progress=False)
+    other = dataclasses.replace(data, test=dataclasses.replace(data.test, labels=data.test.labels.flip(0)))
+    with pytest.raises(ValueError, match="was trained on other images of the same number"):
+        evaluate(config, other, tmp_path, accelerator="cpu")
+    # As earlier versions wrote it.
+    (tmp_path / "data.json").write_text(json.dumps({"summary": data.summary()}))
+    evaluate(config, data, tmp_path, accelerator="cpu")
+
+
+@pytest.mark.parametrize("changes", [{"lr": 1e30}, {"lr": 1e30, "net": "resnet18", "epochs": 1}])
+def test_a_training_that_diverges_is_no_result(data, tmp_path, changes) -> None:
+    config = dataclasses.replace(TINY, **{"net": "fc", **changes})
+    with pytest.raises(RuntimeError, match=r"the loss is not finite in epoch \d; .* a smaller --lr"):
+        train(config, data, tmp_path, accelerator="cpu", progress=False)
+    assert not (tmp_path / "history.json").exists() and not list((tmp_path / "checkpoints").glob("*.pt"))
+
+
+def test_a_refused_option_does_not_block_its_folder(data, tmp_path) -> None:
+    wrong = dataclasses.replace(TINY, net="fc", epochs=1, recovery="oracle", permutation_seed=1)
+    train(wrong, data, tmp_path, accelerator="cpu", progress=False, stop_at=0)
+    assert (tmp_path / "recovery.json").exists()
+    config = dataclasses.replace(wrong, permutation_seed=0)
+    train(config, data, tmp_path, accelerator="cpu", progress=False)
+    assert evaluate(config, data, tmp_path, accelerator="cpu").neighbours == 1.0, "not the order of the other"
+
+
+def test_what_a_kill_leaves_is_put_right(data, tmp_path) -> None:
+    config = dataclasses.replace(TINY, net="fc")
+    train(config, data, tmp_path, accelerator="cpu", progress=False)
+    whole = (tmp_path / "history.json").read_text()
+    (tmp_path / "history.json").write_text("[]")
+    assert evaluate(config, data, tmp_path, accelerator="cpu").epochs == 2
+    train(config, data, tmp_path, accelerator="cpu", progress=False)
+    assert (tmp_path / "history.json").read_text() == whole
+
+
+def test_broken_files_of_a_run_are_named(data, tmp_path) -> None:
+    config = dataclasses.replace(TINY, net="fc", epochs=1, recovery="oracle")
+    train(config, data, tmp_path, accelerator="cpu", progress=False)
+    checkpoint = tmp_path / "checkpoints" / "last.pt"
+    whole = checkpoint.read_bytes()
+    for content in (b"", b"garbage", whole[:-100]):
+        checkpoint.write_bytes(content)
+        for command in (evaluate, train):
+            with pytest.raises(ValueError, match=r"last\.pt cannot be read \(.*\): remove it to train again"):
+                command(config, data, tmp_path, accelerator="cpu")
+    checkpoint.write_bytes(whole)
+    for content in ("", "{}", '{"order": [0, 0], "variation": 1, "seconds": 1}'):
+        (tmp_path / "recovery.json").write_text(content)
+        with pytest.raises(ValueError, match=r"recovery\.json cannot be read \(.*\): remove it"):
+            evaluate(config, data, tmp_path, accelerator="cpu")
+    for name, load in (("config.json", Config.load), ("result.json", Result.load)):
+        (tmp_path / name).write_text('{"magic": 1}')
+        with pytest.raises(ValueError, match=rf"{name} cannot be read \(.*magic.*\): "):
+            load(tmp_path / name)
+
+
+def test_seeds(data, tmp_path) -> None:
+    config = dataclasses.replace(TINY, net="fc", epochs=1, seed=2**63 - 1)
+    train(config, data, tmp_path, accelerator="cpu", progress=False)
+    for name in ("seed", "permutation_seed"):
+        with pytest.raises(ValueError, match=rf"expected 0 <= {name} < 2\*\*63, got -1"):
+            Config(**{name: -1})
+    for name in ("lr", "k_lr_multiplier", "weight_decay"):
+        with pytest.raises(ValueError, match=rf"expected {name} >=? 0 and finite, got inf"):
+            Config(**{name: math.inf})
+
+
 def test_colours_are_learned_through_a_permutation(data, tmp_path) -> None:
     config = dataclasses.replace(TINY, net="fc", epochs=25, augment=False, batch_size=20)
     train(config, data, tmp_path, accelerator="cpu", progress=False)
@@ -148,6 +220,13 @@ def test_compare_prints_the_table_and_keeps_runs(root, tmp_path, capsys) -> None
     assert len(times) == 6
     assert main(command) == 0
     assert times == {path: path.stat().st_mtime_ns for path in times}
+
+
+def test_a_seed_given_twice_has_no_spread(root, tmp_path, capsys) -> None:
+    options = "--epochs 1 --permutations random random --hidden 8 --accelerator cpu --quiet --no-figure"
+    assert main(f"compare --data {root} --out {tmp_path} --rows fc fc --seeds 0 0 {options}".split()) == 0
+    table = capsys.readouterr().out
+    assert "| FC | " in table and "±" not in table
 
 
 def test_compare_is_for_one_process(root, tmp_path, capsys, monkeypatch) -> None:
