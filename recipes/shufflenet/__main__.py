@@ -6,32 +6,23 @@ import argparse
 import dataclasses
 import json
 import sys
-import typing
 from pathlib import Path
 
 import torch
 
+from recipes.common.command import run_command
+from recipes.common.options import add_config_options, given_options
 from recipes.shufflenet.config import PRESETS, Config, default_preset
 from recipes.shufflenet.counts import PAPER_MIXINGS, count_all, markdown
 from recipes.shufflenet.data import ImageData, load_images
 from recipes.shufflenet.model import CHANNELS, K_INITS, MIXINGS, STAGE2
-from recipes.timit.corpus import CorpusError
 
 DEFAULT_ROWS = ("shuffle", "none", "random", "hadamard", "k-odo", "k-odo:shuffle", "k")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; errors of use end in one line on stderr and exit status 2."""
-    args = _parser().parse_args(argv)
-    try:
-        args.run(args)
-    except (CorpusError, ValueError, RuntimeError, FileNotFoundError, FileExistsError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(_parser(), argv)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,26 +93,19 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with train/CLASS/* and val/CLASS/*")
-    parser.add_argument("--accelerator", choices=("auto", "cpu", "gpu"), default="auto")
+    parser.add_argument("--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="default: %(default)s")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own)")
     parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: 0, in this one)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
 def _config_options(parser: argparse.ArgumentParser, leave_out: tuple[str, ...]) -> None:
-    group = parser.add_argument_group("configuration", "see recipes/shufflenet/config.py; defaults: the preset's")
-    group.add_argument("--preset", choices=list(PRESETS), help="default: authors for ImageNet, small for others")
-    types_by_name = typing.get_type_hints(Config)
-    for field in dataclasses.fields(Config):
-        if field.name not in leave_out:
-            kind = types_by_name[field.name]
-            flag = "--" + field.name.replace("_", "-")
-            group.add_argument(flag, dest=f"config_{field.name}", type=kind, metavar=kind.__name__.upper())
+    preset_help = "default: authors for ImageNet, small for others"
+    add_config_options(parser, Config, PRESETS, preset_help=preset_help, leave_out=leave_out)
 
 
 def _config(args: argparse.Namespace, data: ImageData) -> Config:
-    given = {k.removeprefix("config_"): v for k, v in vars(args).items() if k.startswith("config_") and v is not None}
-    return Config(**{**PRESETS[args.preset or default_preset(data.name)], **given})
+    return Config(**{**PRESETS[args.preset or default_preset(data.name)], **given_options(args)})
 
 
 def _check_options(args: argparse.Namespace) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from recipes.common.files import replace_text
+from recipes.common.files import load_json, replace_text
 from recipes.common.processes import Processes, check_single_process
 from recipes.common.text import spread
 from recipes.shufflenet.config import Config
@@ -112,6 +111,8 @@ def compare(
         ValueError: torchrun started several processes.
     """
     check_single_process()
+    # One that is given twice would count twice, with a spread of zero.
+    rows, widths, seeds = list(dict.fromkeys(rows)), list(dict.fromkeys(widths)), list(dict.fromkeys(seeds))
     configs = [
         (row, replace(base, seed=seed, width=width, mixing=row.mixing, k_init=row.k_init))
         for seed, width, row in product(seeds, widths, rows)
@@ -155,7 +156,7 @@ def load_run(folder: Path) -> Run:
     for name in ("config.json", "result.json", "history.json"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder / name} is missing: train and evaluate the run first")
-    history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
+    history = load_json(folder / "history.json", "train the run again, which writes it from the checkpoint")
     return Run(Config.load(folder / "config.json"), Result.load(folder / "result.json"), history)
 
 

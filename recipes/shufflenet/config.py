@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.common.files import replace_text
+from recipes.common.files import naming, replace_text
+from recipes.common.options import check_choices, check_not_negative, check_positive, check_seed, choice
 from recipes.shufflenet.model import CHANNELS, K_INITS, MIXINGS, POSITIONS, STAGE2
 
 SCHEDULES = ("authors", "zhang")
@@ -21,8 +22,11 @@ class Config:
     The defaults are those of Dao et al.'s public code for ImageNet.
 
     Attributes:
-        width, mixing, k_init, stage2: of the network, see `recipes.shufflenet.model.ShuffleNet`.
-        position: likewise; "default" is the mixing's own in the paper.
+        width: factor of the network's channels.
+        mixing: of the channels between groups, see `recipes.shufflenet.model.ShuffleNet`.
+        position: where in a unit the mixing stands; "default" is the mixing's own in the paper.
+        k_init: what K-matrices start as.
+        stage2: which first pointwise convolutions of stage 2 are dense: "authors" all, "zhang" the first unit's.
         image_size: height and width in pixels.
         min_area: least share of an image's area that a training crop shows.
         schedule: of the learning rate, see `recipes.shufflenet.training.scheduler`: "authors", steps, or "zhang",
@@ -31,21 +35,21 @@ class Config:
         warmup_epochs: in which the rate grows from 0, linearly.
         epochs: passes over train.
         batch_size: of all processes together.
-        k_lr_multiplier: learning rate of K-matrices as a multiple of it.
+        k_lr_multiplier: learning rate of K-matrices as a multiple of lr.
         weight_decay: of weights, but not of K-matrices, batch normalisation, biases and depthwise convolutions.
         label_smoothing: share of the target that is spread evenly over the classes.
         ema_decay: of the moving average of weights, whose accuracy is reported too; nearer to 0 at the start.
         seed: of the initial weights, of fixed permutations, of the order of images and of their augmentation.
     """
 
-    width: float = 0.25
-    mixing: str = "shuffle"
-    position: str = "default"
-    k_init: str = "orthogonal"
-    stage2: str = "authors"
+    width: float = choice(0.25, CHANNELS)
+    mixing: str = choice("shuffle", MIXINGS)
+    position: str = choice("default", ("default", *POSITIONS))
+    k_init: str = choice("orthogonal", K_INITS)
+    stage2: str = choice("authors", STAGE2)
     image_size: int = 224
     min_area: float = 0.08
-    schedule: str = "authors"
+    schedule: str = choice("authors", SCHEDULES)
     lr: float = 0.1
     warmup_epochs: int = 5
     epochs: int = 90
@@ -57,27 +61,15 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        known = {
-            "width": tuple(CHANNELS),
-            "mixing": MIXINGS,
-            "position": ("default", *POSITIONS),
-            "k_init": K_INITS,
-            "stage2": STAGE2,
-            "schedule": SCHEDULES,
-        }
-        for name, choices in known.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"expected {name} in {choices}, got {getattr(self, name)!r}")
+        check_choices(self)
+        check_seed(self.seed)
         for name in ("image_size", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
-        for name in ("lr", "k_lr_multiplier"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"expected {name} > 0, got {getattr(self, name)}")
+        check_positive(self, "lr", "k_lr_multiplier")
+        check_not_negative(self, "weight_decay")
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(f"expected 0 <= warmup_epochs < epochs = {self.epochs}, got {self.warmup_epochs}")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"expected weight_decay >= 0, got {self.weight_decay}")
         for name in ("label_smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"expected {name} in [0, 1), got {getattr(self, name)}")
@@ -100,7 +92,8 @@ class Config:
     @classmethod
     def load(cls, path: Path) -> Config:
         """Read what `save` wrote; unknown names are an error."""
-        return cls(**json.loads(path.read_text(encoding="utf-8")))
+        with naming(path, "give another folder, or remove this one"):
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import random
 import re
 from collections.abc import Iterator
@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from recipes.common.files import load_json
 
 if TYPE_CHECKING:  # else imported where it is used: the models and their counts do without torchvision
     from torchvision.datasets import ImageFolder
@@ -52,6 +55,16 @@ class ImageData:
         """Name and sizes in one line."""
         return f"{self.title}: {len(self.classes)} classes, {len(self.train)} images in train, {len(self.val)} in val"
 
+    def fingerprint(self) -> str:
+        """Of the paths of all images, with the names of their classes: other data may have the same name and sizes."""
+        digest = hashlib.sha256()
+        for folder in (self.train, self.val):
+            root = str(folder.root)
+            paths = "\0".join(path.removeprefix(root) for path, _ in folder.samples)
+            digest.update(paths.encode(errors="surrogateescape"))
+            digest.update(b"\0\0")
+        return digest.hexdigest()[:16]
+
 
 def load_images(root: Path) -> ImageData:
     """Find the images of a data set; they are read when they are needed.
@@ -81,12 +94,11 @@ def load_images(root: Path) -> ImageData:
             f"{', ...' if len(different) > 5 else ''}"
         )
     description = root / "dataset.json"
-    if description.exists():
-        name = str(json.loads(description.read_text())["name"])
-    elif _is_imagenet(train, val):
-        name = "ImageNet"
-    else:
-        name = root.resolve().name
+    # A file of that name may also be somebody else's.
+    about = load_json(description, "repair or remove it") if description.exists() else None
+    name = about.get("name") if isinstance(about, dict) else None
+    if not isinstance(name, str):
+        name = "ImageNet" if _is_imagenet(train, val) else root.resolve().name
     return ImageData(name, train, val)
 
 
@@ -132,7 +144,7 @@ class Images(Dataset):
         path, label = self.folder.samples[index]
         try:
             image = self.folder.loader(path)
-        except (OSError, SyntaxError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"{path}: not an image that can be read ({error}): replace or remove it") from error
         if not self.augment:
             return self.transform(image), label

@@ -6,14 +6,13 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from recipes.common.files import replace_text
+from recipes.common.files import BROKEN_CHECKPOINT, load_checkpoint, naming, replace_text
 from recipes.common.processes import Processes
 from recipes.shufflenet.config import Config
 from recipes.shufflenet.counts import count_multiply_adds, count_parameters
-from recipes.shufflenet.data import ImageData
+from recipes.shufflenet.data import EpochBatches, ImageData
 from recipes.shufflenet.model import ShuffleNet
 from recipes.shufflenet.training import build, check_data, measure
 
@@ -24,16 +23,16 @@ class Result:
 
     Attributes:
         data: title of the data set, which says whether it is ImageNet.
-        epochs: that were made.
+        epochs: that were made; no whole number in the middle of one.
         parameters, multiply_adds: of the network; the latter for one image of the run's size.
-        train_top1: in the last epoch, of random crops.
-        top1, top5: after the last epoch.
+        train_top1: in the last epoch that is over, of random crops.
+        top1, top5: of the last weights.
         ema_top1, ema_top5: of the moving average of weights.
         seconds: of training.
     """
 
     data: str
-    epochs: int
+    epochs: float
     parameters: int
     multiply_adds: int
     train_top1: float
@@ -50,7 +49,8 @@ class Result:
     @classmethod
     def load(cls, path: Path) -> Result:
         """Read what `save` wrote."""
-        return cls(**json.loads(path.read_text(encoding="utf-8")))
+        with naming(path, "remove it to evaluate again"):
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def load_model(config: Config, num_classes: int, run_dir: Path, *, average: bool = False) -> ShuffleNet:
@@ -65,11 +65,24 @@ def load_model(config: Config, num_classes: int, run_dir: Path, *, average: bool
     Raises:
         ValueError: there is no checkpoint.
     """
-    path = run_dir / "checkpoints" / "last.pt"
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: train first")
+    return _network(config, num_classes, _checkpoint(run_dir), "ema" if average else "model", run_dir)
+
+
+def _path(run_dir: Path) -> Path:
+    return run_dir / "checkpoints" / "last.pt"
+
+
+def _checkpoint(run_dir: Path) -> dict[str, Any]:
+    if not _path(run_dir).is_file():
+        raise ValueError(f"{_path(run_dir)} is missing: train first")
+    state: dict[str, Any] = load_checkpoint(_path(run_dir))
+    return state
+
+
+def _network(config: Config, num_classes: int, state: dict[str, Any], which: str, run_dir: Path) -> ShuffleNet:
     model = build(config, num_classes)
-    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["ema" if average else "model"])
+    with naming(_path(run_dir), BROKEN_CHECKPOINT):
+        model.load_state_dict(state[which])
     return model.eval()
 
 
@@ -90,18 +103,22 @@ def evaluate(config: Config, data: ImageData, run_dir: Path, *, accelerator: str
     processes = Processes(accelerator)
     # Evaluation is for one process, also when torchrun started several for the training.
     processes.rank, processes.world = 0, 1
+    state = _checkpoint(run_dir)
     last, average = (
-        load_model(config, len(data.classes), run_dir, average=average).to(processes.device)
-        for average in (False, True)
+        _network(config, len(data.classes), state, which, run_dir).to(processes.device) for which in ("model", "ema")
     )
-    history = json.loads((run_dir / "history.json").read_text(encoding="utf-8"))
+    with naming(_path(run_dir), BROKEN_CHECKPOINT):
+        # Of the weights themselves: history.json knows of whole epochs only, and a kill may have left it behind.
+        history, update, seconds = state["history"], state["update"], state["seconds"]
     if not history:
         raise ValueError(f"{run_dir}: no epoch of this run is finished: train on")
+    # However many processes trained it, an epoch had as many updates.
+    an_epoch = len(EpochBatches(len(data.train), config.batch_size, seed=config.seed, epoch=0))
     _, top1, top5 = measure(last, config, data, processes, workers)
     _, ema_top1, ema_top5 = measure(average, config, data, processes, workers)
     result = Result(
         data=data.title,
-        epochs=len(history),
+        epochs=update / an_epoch if update % an_epoch else len(history),
         parameters=count_parameters(last),
         multiply_adds=count_multiply_adds(last, config.image_size),
         train_top1=history[-1]["train_top1"],
@@ -109,7 +126,7 @@ def evaluate(config: Config, data: ImageData, run_dir: Path, *, accelerator: str
         top5=top5,
         ema_top1=ema_top1,
         ema_top5=ema_top5,
-        seconds=sum(line["seconds"] for line in history),
+        seconds=sum(line["seconds"] for line in history) + seconds,
     )
     result.save(run_dir / "result.json")
     return result

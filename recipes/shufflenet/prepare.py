@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from rich.progress import track
 
+from recipes.common.files import check_free
 from recipes.timit.prepare import debian
 
 PACKAGE = "openclipart-png"
@@ -65,8 +66,8 @@ def prepare_openclipart(
     """
     if size < 1:
         raise ValueError(f"expected size >= 1, got {size}")
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"{out} exists: give another folder, or --overwrite")
+    out = out.resolve()
+    check_free(out, overwrite=overwrite)
     work = out.with_name(out.name + "-work") if work is None else work
     pngs = debian.unpack([PACKAGE], work=work, package=package) / _PNGS
     drawings, problems = _distinct_drawings(pngs, size, progress=progress)

@@ -19,7 +19,16 @@ from timm.utils import ModelEmaV3, distribute_bn
 from torch import Tensor, nn
 
 from kaleido_audio.nn import param_groups
-from recipes.common.files import replace_text, sole_trainer
+from recipes.common.files import (
+    BROKEN_CHECKPOINT,
+    has_checkpoint,
+    load_checkpoint,
+    load_json,
+    naming,
+    replace_text,
+    save_checkpoint,
+    sole_trainer,
+)
 from recipes.common.processes import Processes
 from recipes.shufflenet.config import Config
 from recipes.shufflenet.data import EpochBatches, ImageData, Images, loader
@@ -234,6 +243,7 @@ class Trainer:
             for model in (self.model, self.average.module):
                 distribute_bn(model, self.processes.world)
         val_loss, top1, top5 = measure(self.model, self.config, self.data, self.processes, self.workers)
+        self._check_finite(val_loss)
         _, ema_top1, _ = measure(self.average.module, self.config, self.data, self.processes, self.workers)
         self.history.append(
             {
@@ -277,22 +287,27 @@ class Trainer:
                 "sums": sums,
                 "seconds": self.seconds,
             }
-            partial = self.checkpoint.with_suffix(".partial")
-            torch.save(state, partial)
-            partial.replace(self.checkpoint)
-            replace_text(self.run_dir / "history.json", json.dumps(self.history, indent=1) + "\n")
+            save_checkpoint(state, self.checkpoint)
+            self._save_history()
         if self.processes.world > 1:
             dist.barrier()
 
+    def _save_history(self) -> None:
+        replace_text(self.run_dir / "history.json", json.dumps(self.history, indent=1) + "\n")
+
     def _resume(self) -> None:
         if self.checkpoint.exists():
-            state: dict[str, Any] = torch.load(self.checkpoint, map_location=self.processes.device, weights_only=True)
-            self.model.load_state_dict(state["model"])
-            self.average.module.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.update, self.history, self.seconds = state["update"], state["history"], state["seconds"]
+            state = load_checkpoint(self.checkpoint, self.processes.device)
+            with naming(self.checkpoint, BROKEN_CHECKPOINT):
+                self.model.load_state_dict(state["model"])
+                self.average.module.load_state_dict(state["ema"])
+                self.optimizer.load_state_dict(state["optimizer"])
+                self.update, self.history, self.seconds = state["update"], state["history"], state["seconds"]
+                sums = torch.tensor(state["sums"], dtype=torch.float64, device=self.processes.device)
             if self.processes.rank == 0:
-                self.sums += torch.tensor(state["sums"], dtype=torch.float64, device=self.processes.device)
+                self.sums += sums
+                # A kill after the checkpoint may have left it behind, and a finished training writes it no more.
+                self._save_history()
 
 
 def train(
@@ -345,7 +360,8 @@ def train(
 
 def _prepare_run_dir(config: Config, data: ImageData, run_dir: Path) -> None:
     path = run_dir / "config.json"
-    if path.exists():
+    # Before the first checkpoint, e.g. where an option was refused, any other run may have the folder.
+    if path.exists() and has_checkpoint(run_dir):
         check_data(data, run_dir)
         old = Config.load(path)
         other = [name for name, value in asdict(old).items() if value != getattr(config, name)]
@@ -355,7 +371,8 @@ def _prepare_run_dir(config: Config, data: ImageData, run_dir: Path) -> None:
                 "remove this one"
             )
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    replace_text(run_dir / "data.json", json.dumps({"summary": data.summary()}) + "\n")
+    about = {"summary": data.summary(), "content": data.fingerprint()}
+    replace_text(run_dir / "data.json", json.dumps(about) + "\n")
     config.save(path)
 
 
@@ -364,6 +381,13 @@ def check_data(data: ImageData, run_dir: Path) -> None:
     path = run_dir / "data.json"
     if not path.is_file():
         raise ValueError(f"{path} is missing: expected the folder of a run")
-    theirs = json.loads(path.read_text(encoding="utf-8"))["summary"]
+    about = load_json(path)
+    with naming(path, "remove the run's folder to train again"):
+        # Runs of earlier versions have no fingerprint.
+        theirs, content = about["summary"], about.get("content")
     if theirs != data.summary():
         raise ValueError(f"{run_dir} was trained on other data ({theirs}) than given ({data.summary()})")
+    if content is not None and content != data.fingerprint():
+        raise ValueError(
+            f"{run_dir} was trained on other images of the same number: give the folder that it was trained on"
+        )

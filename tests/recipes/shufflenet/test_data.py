@@ -39,6 +39,12 @@ def test_layout_and_names(root) -> None:
     assert found.classes == [f"class{i}" for i in range(5)] and found.val.targets == list(range(5))
     (root / "dataset.json").write_text(json.dumps({"name": "made-up"}))
     assert load_images(root).title == "made-up, not ImageNet"
+    for others in ('{"title": "mine"}', '["mine"]'):
+        (root / "dataset.json").write_text(others)
+        assert load_images(root).title == "things, not ImageNet"
+    (root / "dataset.json").write_text("{")
+    with pytest.raises(ValueError, match=r"dataset\.json cannot be read \(.*\): repair or remove it"):
+        load_images(root)
 
 
 def test_imagenet_is_known_by_its_ids_and_numbers(tmp_path, monkeypatch) -> None:
@@ -163,7 +169,10 @@ def test_prepare_says_what_is_missing(tmp_path) -> None:
         prepare_openclipart(tmp_path / "out", package=tmp_path / "empty", progress=False)
     with pytest.raises(ValueError, match="expected size >= 1, got 0"):
         prepare_openclipart(tmp_path / "out", size=0, package=tmp_path / "empty")
-    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="file is a file: expected a folder to write"):
+        prepare_openclipart(tmp_path / "file", package=tmp_path / "empty", overwrite=True, progress=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"empty", "file"}
 
 
 def test_drawings_stand_on_white_in_the_middle() -> None:

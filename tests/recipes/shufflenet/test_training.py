@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from recipes.shufflenet.data import load_images
 from recipes.shufflenet.evaluation import Result, evaluate, load_model
 from recipes.shufflenet.latency import Latency, measure_latency
 from recipes.shufflenet.model import MIXINGS, FixedPermutation, ShuffleNet
-from recipes.shufflenet.training import build, groups_of, hits, scheduler, train
+from recipes.shufflenet.training import build, check_data, groups_of, hits, scheduler, train
 
 TINY = Config(image_size=32, batch_size=8, epochs=2, warmup_epochs=0, schedule="zhang", lr=0.5, min_area=0.5)
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
@@ -204,6 +205,58 @@ def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint(data, tmp_path) ->
         assert all(line["train_loss"] == line["train_loss"] for line in state["history"])
 
 
+def test_weights_within_an_epoch_are_called_so(data, tmp_path) -> None:
+    config = dataclasses.replace(TINY, epochs=3)  # 4 updates an epoch
+    train(config, data, tmp_path, accelerator="cpu", progress=False, stop_at=6, save_every=1)
+    assert evaluate(config, data, tmp_path, accelerator="cpu").epochs == 1.5
+    train(config, data, tmp_path, accelerator="cpu", progress=False, stop_at=8)
+    assert evaluate(config, data, tmp_path, accelerator="cpu").epochs == 2
+
+
+def test_what_a_kill_leaves_is_put_right(data, tmp_path) -> None:
+    config = dataclasses.replace(TINY, epochs=1)
+    train(config, data, tmp_path, accelerator="cpu", progress=False)
+    whole = (tmp_path / "history.json").read_text()
+    (tmp_path / "history.json").write_text("[]")
+    assert evaluate(config, data, tmp_path, accelerator="cpu").epochs == 1
+    train(config, data, tmp_path, accelerator="cpu", progress=False)
+    assert (tmp_path / "history.json").read_text() == whole
+
+
+def test_a_refused_option_does_not_block_its_folder(data, tmp_path) -> None:
+    train(dataclasses.replace(TINY, epochs=3), data, tmp_path, accelerator="cpu", progress=False, stop_at=0)
+    train(TINY, data, tmp_path, accelerator="cpu", progress=False, stop_at=1)
+    assert Config.load(tmp_path / "config.json") == TINY
+
+
+def test_broken_files_of_a_run_are_named(data, tmp_path) -> None:
+    config = dataclasses.replace(TINY, epochs=1)
+    train(config, data, tmp_path, accelerator="cpu", progress=False)
+    checkpoint = tmp_path / "checkpoints" / "last.pt"
+    whole = checkpoint.read_bytes()
+    for content in (b"", b"garbage", whole[:-100]):
+        checkpoint.write_bytes(content)
+        for command in (evaluate, train):
+            with pytest.raises(ValueError, match=r"last\.pt cannot be read \(.*\): remove it to train again"):
+                command(config, data, tmp_path, accelerator="cpu")
+    for name, load in (("config.json", Config.load), ("result.json", Result.load)):
+        (tmp_path / name).write_text('{"magic": 1}')
+        with pytest.raises(ValueError, match=rf"{name} cannot be read \(.*magic.*\): "):
+            load(tmp_path / name)
+
+
+def test_other_images_of_the_same_number_are_refused(root, data, tmp_path) -> None:
+    train(TINY, data, tmp_path / "run", accelerator="cpu", progress=False, stop_at=1, save_every=1)
+    shutil.copytree(root, tmp_path / "copy")
+    check_data(load_images(tmp_path / "copy"), tmp_path / "run")
+    (tmp_path / "copy" / "train" / "red" / "0.png").rename(tmp_path / "copy" / "train" / "red" / "other.png")
+    with pytest.raises(ValueError, match="was trained on other images of the same number"):
+        check_data(load_images(tmp_path / "copy"), tmp_path / "run")
+    # As earlier versions wrote it.
+    (tmp_path / "run" / "data.json").write_text(json.dumps({"summary": data.summary()}))
+    check_data(load_images(tmp_path / "copy"), tmp_path / "run")
+
+
 def test_two_processes_share_every_batch(root, tmp_path) -> None:
     options = "--preset small --image-size 32 --batch-size 8 --epochs 1 --warmup-epochs 0 --mixing k-odo"
     command = f"recipes.shufflenet train --data {root} --out {tmp_path} {options} --accelerator cpu --quiet".split()
@@ -274,8 +327,8 @@ def test_compare_is_for_one_process(root, tmp_path, capsys, monkeypatch) -> None
 def test_compare_keeps_finished_runs(root, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr("recipes.shufflenet.compare.LATENCY_SIZE", 32)
     command = (
-        f"compare --data {root} --out {tmp_path} --rows none k-odo:shuffle --widths 0.25 --seeds 0 1 --epochs 1 "
-        "--warmup-epochs 0 --image-size 32 --batch-size 8 --accelerator cpu --quiet"
+        f"compare --data {root} --out {tmp_path} --rows none k-odo:shuffle none --widths 0.25 0.25 --seeds 0 1 "
+        "--epochs 1 --warmup-epochs 0 --image-size 32 --batch-size 8 --accelerator cpu --quiet"
     ).split()
     assert main(command) == 0
     table = capsys.readouterr().out
@@ -288,8 +341,10 @@ def test_compare_keeps_finished_runs(root, tmp_path, capsys, monkeypatch) -> Non
     }
     assert main(command) == 0
     assert times == {path: path.stat().st_mtime_ns for path in times}
-    run = tmp_path / "none-0.25-seed0"
     capsys.readouterr()
+    assert main([*command, "--seeds", "0", "0"]) == 0
+    assert "±" not in capsys.readouterr().out
+    run = tmp_path / "none-0.25-seed0"
     assert main(f"evaluate --data {root} --run {run} --accelerator cpu".split()) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((run / "result.json").read_text())
 
@@ -306,6 +361,10 @@ def test_errors_of_use(root, tmp_path, capsys) -> None:
     )
     assert "train is missing: expected images as" in error(f"train --data {tmp_path} --out {out}")
     assert "expected --threads >= 1" in error(f"train --data {root} --out {out} --threads 0")
+    assert "expected 0 <= seed < 2**63, got -1" in error(f"train --data {root} --out {out} --seed -1")
+    assert "expected lr > 0 and finite, got inf" in error(f"train --data {root} --out {out} --lr inf")
+    (tmp_path / "file").touch()
+    assert error(f"train --data {root} --out {tmp_path / 'file'}") == f"error: {tmp_path / 'file'}: File exists\n"
     assert "expected --workers >= 0" in error(f"train --data {root} --out {out} --workers -1")
     assert "got 'magic'" in error(f"compare --data {root} --out {out} --rows magic")
     assert "'hadamard' has no K-matrices that could start as 'shuffle'" in error(
@@ -316,7 +375,7 @@ def test_errors_of_use(root, tmp_path, capsys) -> None:
     assert {Row.of(name).name for name in DEFAULT_ROWS} == set(DEFAULT_ROWS)
 
 
-def test_a_broken_image_is_named(root, data, tmp_path) -> None:
+def test_a_broken_image_is_named(root, data, tmp_path, capsys, monkeypatch) -> None:
     for split in ("train", "val"):
         for name in COLOURS:
             (tmp_path / split / name).mkdir(parents=True)
@@ -324,6 +383,13 @@ def test_a_broken_image_is_named(root, data, tmp_path) -> None:
             (tmp_path / split / name / "0.png").write_bytes(source.read_bytes()[: 700 if name == "red" else None])
     with pytest.raises(ValueError, match=r"red/0\.png: not an image that can be read"):
         train(TINY, load_images(tmp_path), tmp_path / "run", accelerator="cpu", progress=False)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 40 // 2 - 1)
+    for workers in (0, 1):
+        command = f"train --data {root} --out {tmp_path / 'bomb'} --image-size 32 --accelerator cpu --quiet"
+        assert main([*command.split(), "--workers", str(workers)]) == 2
+        error = capsys.readouterr().err
+        assert "png: not an image that can be read (Image size (1600 pixels) exceeds limit" in error
+        assert error.startswith(f"error: {root}") and error.count("\n") == 1
 
 
 def test_random_permutations_are_saved_with_the_network(data, tmp_path) -> None:
