@@ -169,7 +169,7 @@ def _train(args: argparse.Namespace) -> None:
         )
     if is_first_process:
         result = evaluate(config, data, args.out, progress=not args.quiet)
-        console.print(_summary(result, corpus, args.out), markup=False)
+        console.print(_summary(result, config, corpus, args.out), markup=False)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -183,7 +183,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     config = Config.load(config_path)
     corpus = _load(args, console)
     result = evaluate(config, Speech(corpus, config, progress=not args.quiet), args.out, progress=not args.quiet)
-    console.print(_summary(result, corpus, args.out), markup=False)
+    console.print(_summary(result, config, corpus, args.out), markup=False)
 
 
 def _compare(args: argparse.Namespace) -> None:
@@ -205,9 +205,9 @@ def _compare(args: argparse.Namespace) -> None:
     compare(plan, corpus)
 
 
-def _summary(result: Any, corpus: Corpus, out: Path) -> str:
+def _summary(result: Any, config: Config, corpus: Corpus, out: Path) -> str:
     strict, forgiving = result.strict, result.forgiving
-    return json.dumps(
+    numbers = json.dumps(
         {
             "corpus": corpus.title,
             "front end": f"{result.title}, seed {result.seed}",
@@ -224,6 +224,9 @@ def _summary(result: Any, corpus: Corpus, out: Path) -> str:
         },
         indent=1,
     )
+    if result.epochs == config.epochs:
+        return numbers
+    return f"{numbers}\nUNFINISHED: {result.epochs} of {config.epochs} epochs are done, so no result.json is written"
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from recipes.timit.config import Config
 from recipes.timit.corpus import Corpus
 from recipes.timit.evaluation import RunResult
 from recipes.timit.frontends import spec_of
+from recipes.timit.runs import is_finished
 from recipes.timit.training import prepare_run_dir
 
 
@@ -43,7 +44,7 @@ class Job:
 
     @property
     def result(self) -> Path:
-        """The file whose presence says that the run is finished."""
+        """What a finished run gave."""
         return self.run_dir / "result.json"
 
     @property
@@ -101,7 +102,7 @@ def compare(plan: Plan, corpus: Corpus) -> list[RunResult]:
     jobs = plan.all_jobs()
     for job in jobs:
         prepare_run_dir(job.config, job.run_dir)
-    _run(plan, [job for job in jobs if not job.result.exists()], total=len(jobs))
+    _run(plan, [job for job in jobs if not is_finished(job.run_dir)], total=len(jobs))
     results = [RunResult.load(job.result) for job in jobs]
     write_report(plan.out, [job.run_dir for job in jobs], corpus, console=plan.console)
     return results
@@ -136,7 +137,7 @@ def _run(plan: Plan, waiting: list[Job], *, total: int) -> None:
                     if job.process.poll() is None:
                         continue
                     running.remove(job)
-                    if job.process.returncode or not job.result.exists():
+                    if job.process.returncode or not is_finished(job.run_dir):
                         raise RuntimeError(_failure(job))
                     per = RunResult.load(job.result).strict.error_rate
                     progress.update(job.bar, visible=False)

@@ -18,7 +18,7 @@ from recipes.timit.config import Config
 from recipes.timit.frontends import spec_of
 from recipes.timit.phones import transcript_39
 from recipes.timit.scoring import ErrorCounts, score_corpus
-from recipes.timit.training import PhoneRecognition, Speech, decode, inference_mode, load_best
+from recipes.timit.training import PhoneRecognition, Speech, curves, decode, inference_mode, load_best
 
 LM_WEIGHTS = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0)
 OPTIONAL_SILENCE = frozenset({"sil"})
@@ -33,7 +33,7 @@ class RunResult:
         skipped: bad utterances left out; with any, the numbers do not compare with other tables.
         frontend, title, seed: the run.
         parameters, frontend_parameters: learned numbers, in all and in the front end.
-        epochs, seconds_per_epoch: of training; the median, at ``threads`` threads on ``hardware``.
+        epochs, seconds_per_epoch: done so far; the median, at ``threads`` threads on ``hardware``.
         lm_weight: chosen on dev.
         dev_per, first_epoch_dev_per: percent, strict; the second with the weight monitored during training.
         strict, forgiving: errors on test; in the second a deleted silence counts as correct.
@@ -94,6 +94,9 @@ def decode_split(
 def evaluate(config: Config, data: Speech, run_dir: Path, *, progress: bool = False) -> RunResult:
     """Score the best model of a run; write result.json and sclite's files test.ref.trn and test.hyp.trn.
 
+    Of an unfinished run (fewer ``epochs`` in the result than in ``config``) nothing is written: result.json says that
+    a run is finished.
+
     Args:
         config: of the run.
         data: the corpus.
@@ -101,6 +104,7 @@ def evaluate(config: Config, data: Speech, run_dir: Path, *, progress: bool = Fa
         progress: show bars.
     """
     task = load_best(config, data, run_dir)
+    history = curves(run_dir)
     dev = references(data, "dev")
     by_weight = decode_split(task, data, "dev", LM_WEIGHTS, progress=progress)
     dev_per = {weight: score_corpus(dev, hypotheses).counts.error_rate for weight, hypotheses in by_weight.items()}
@@ -117,17 +121,19 @@ def evaluate(config: Config, data: Speech, run_dir: Path, *, progress: bool = Fa
         seed=config.seed,
         parameters=sum(p.numel() for p in task.parameters() if p.requires_grad),
         frontend_parameters=sum(p.numel() for p in task.model.frontend.parameters() if p.requires_grad),
-        epochs=config.epochs,
-        seconds_per_epoch=statistics.median(record["seconds"] for record in task.history),
+        epochs=len(history),
+        seconds_per_epoch=statistics.median(record["seconds"] for record in history),
         threads=torch.get_num_threads(),
         hardware=hardware(),
         lm_weight=lm_weight,
         dev_per=dev_per[lm_weight],
-        first_epoch_dev_per=task.history[0]["dev_per"],
+        first_epoch_dev_per=history[0]["dev_per"],
         strict=strict.counts,
         forgiving=score_corpus(test, hypotheses, optional=OPTIONAL_SILENCE).counts,
         confusions=[(*pair, count) for pair, count in sorted(strict.confusions.items(), key=lambda kv: -kv[1])],
     )
+    if result.epochs < config.epochs:
+        return result
     for name, phones in (("ref", test), ("hyp", hypotheses)):
         lines = [f"{' '.join(phones[key])} ({key})" for key in sorted(phones)]
         (run_dir / f"test.{name}.trn").write_text("\n".join(lines) + "\n")

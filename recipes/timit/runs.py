@@ -23,6 +23,11 @@ class Run:
     history: list[dict[str, float]]
     result: RunResult
 
+    @property
+    def epochs(self) -> int:
+        """Trained and evaluated. An evaluation in mid-training used to claim all; the curves know better."""
+        return min(len(self.history), self.result.epochs)
+
 
 Groups = Mapping[str, Sequence[Run]]
 
@@ -36,6 +41,25 @@ def load_run(folder: Path) -> Run:
     for name in ("config.json", "history.json", "result.json", "checkpoints/best.ckpt"):
         if not (folder / name).exists():
             raise ValueError(f"{folder / name} is missing: the run is not finished; train and evaluate it first")
+    run = _load(folder)
+    if run.epochs < run.config.epochs:
+        raise ValueError(f"{folder} is not finished: {run.epochs} of {run.config.epochs} epochs; train it to the end")
+    return run
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run has done all its epochs and was evaluated after the last of them.
+
+    Raises:
+        ValueError: a file of the run is not what this version writes.
+    """
+    if not (folder / "result.json").exists():
+        return False
+    run = _load(folder)
+    return run.epochs >= run.config.epochs
+
+
+def _load(folder: Path) -> Run:
     config: Config = _read(folder / "config.json", Config.load)
     history: list[dict[str, float]] = _read(folder / "history.json", lambda path: json.loads(path.read_text()))
     result: RunResult = _read(folder / "result.json", RunResult.load)

@@ -512,6 +512,17 @@ def load_best(config: Config, data: Speech, run_dir: Path) -> PhoneRecognition:
     return task.eval()
 
 
+def curves(run_dir: Path) -> list[dict[str, float]]:
+    """The record of every epoch that a run has done, whichever was the best."""
+    last = run_dir / "checkpoints" / "last.ckpt"
+    if last.exists():
+        history: list[dict[str, float]] = torch.load(last, map_location="cpu", weights_only=False)["history"]
+        return history
+    # It may have been removed to save room. Only then is this file asked: a kill can leave it an epoch ahead.
+    history = json.loads((run_dir / "history.json").read_text())
+    return history
+
+
 def _hush_lightning() -> None:
     """Lightning's advertising and advice about worker processes would bury our own messages."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
