@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from recipes.common.files import sole_trainer
 from recipes.timit.config import Config
 from recipes.timit.corpus import Corpus
 from recipes.timit.evaluation import RunResult
@@ -101,7 +102,9 @@ def compare(plan: Plan, corpus: Corpus) -> list[RunResult]:
         spec_of(name)
     jobs = plan.all_jobs()
     for job in jobs:
-        prepare_run_dir(job.config, job.run_dir)
+        # The lock: a folder without a checkpoint may be that of a training in its first epoch.
+        with sole_trainer(job.run_dir):
+            prepare_run_dir(job.config, corpus, job.run_dir)
     _run(plan, [job for job in jobs if not is_finished(job.run_dir)], total=len(jobs))
     results = [RunResult.load(job.result) for job in jobs]
     write_report(plan.out, [job.run_dir for job in jobs], corpus, console=plan.console)

@@ -16,6 +16,7 @@ from rich.progress import track
 from recipes.common.files import replace_text
 from recipes.timit.config import Config
 from recipes.timit.frontends import spec_of
+from recipes.timit.identity import check_identity
 from recipes.timit.phones import transcript_39
 from recipes.timit.scoring import ErrorCounts, score_corpus
 from recipes.timit.training import PhoneRecognition, Speech, curves, decode, inference_mode, load_best
@@ -102,7 +103,11 @@ def evaluate(config: Config, data: Speech, run_dir: Path, *, progress: bool = Fa
         data: the corpus.
         run_dir: folder of the run.
         progress: show bars.
+
+    Raises:
+        ValueError: the run was trained on another corpus.
     """
+    check_identity(data.corpus, run_dir)
     task = load_best(config, data, run_dir)
     history = curves(run_dir)
     dev = references(data, "dev")

@@ -12,6 +12,7 @@ from recipes.timit.config import Config
 from recipes.timit.corpus import Corpus
 from recipes.timit.evaluation import RunResult
 from recipes.timit.frontends import FRONTENDS, spec_of
+from recipes.timit.identity import check_identity
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def group_runs(runs: Sequence[Run], corpus: Corpus) -> dict[str, list[Run]]:
                 f"{run.folder / 'result.json'} is a result on {result.corpus} ({result.labels}), expected "
                 f"{corpus.name} ({corpus.labels}): report each corpus on its own"
             )
+        check_identity(corpus, run.folder)
         seeds = groups.setdefault(result.frontend, {})
         if result.seed in seeds:
             raise ValueError(

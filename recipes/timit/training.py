@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -26,6 +28,7 @@ from recipes.timit.corpus import Corpus, Utterance
 from recipes.timit.data import Batch, LengthBatches, SpeechDataset, loader, phone_inventory, transcript
 from recipes.timit.frontends import build_frontend, spec_of
 from recipes.timit.hmm import PhoneBigram, force_align, state_priors, viterbi_paths
+from recipes.timit.identity import check_identity, write_identity
 from recipes.timit.model import Recognizer, feature_means, frame_mask
 from recipes.timit.phones import IGNORE, STATES_PER_PHONE, fold_to_39, transcript_39
 from recipes.timit.scoring import score
@@ -438,7 +441,7 @@ def train(
     Args:
         config: of the run; must equal the one in ``run_dir`` if there is one.
         data: the corpus.
-        run_dir: receives config.json, checkpoints/, history.json and TensorBoard's events.
+        run_dir: receives config.json, data.json, checkpoints/, history.json and TensorBoard's events.
         accelerator: ``"cpu"``, ``"gpu"`` or ``"auto"``.
         devices: processes; more than one trains by DDP (gloo on CPUs, nccl on GPUs).
         progress: show progress bars.
@@ -448,9 +451,9 @@ def train(
         whether this is the first, or only, process of the training: the one that goes on to evaluate.
 
     Raises:
-        ValueError: ``run_dir`` holds a run with another configuration.
+        ValueError: ``run_dir`` holds a run with another configuration or on another corpus.
     """
-    prepare_run_dir(config, run_dir)
+    prepare_run_dir(config, data.corpus, run_dir)
     task = build_task(config, data)
     last = run_dir / "checkpoints" / "last.ckpt"
     # Two of them: `save_last` would write only in epochs that are the best so far.
@@ -491,13 +494,31 @@ def train(
     return trainer.is_global_zero
 
 
-def prepare_run_dir(config: Config, run_dir: Path) -> None:
-    """Create the folder of a run, or check that it belongs to the same one."""
+def prepare_run_dir(config: Config, corpus: Corpus, run_dir: Path) -> None:
+    """Create the folder of a run, or check that it belongs to the same one.
+
+    A folder without a checkpoint or a result is free: there is nothing to go on from, as after a mistake in a setting.
+
+    Raises:
+        ValueError: it holds a run with another configuration or on another corpus; the message says what differs.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        # The first process did it before it started the others.
+        return
     path = run_dir / "config.json"
-    if path.exists() and Config.load(path) != config:
-        raise ValueError(f"{path} belongs to a run with another configuration: give another folder, or remove this one")
+    if any((run_dir / name).exists() for name in ("checkpoints/last.ckpt", "result.json")):
+        theirs, mine = dataclasses.asdict(Config.load(path)), dataclasses.asdict(config)
+        differences = [f"{name} {theirs[name]!r}, not {mine[name]!r}" for name in mine if theirs[name] != mine[name]]
+        if differences:
+            raise ValueError(
+                f"{path} belongs to a run with another configuration ({'; '.join(differences)}): give another folder, "
+                "or remove this one"
+            )
+        check_identity(corpus, run_dir)
+        return
     run_dir.mkdir(parents=True, exist_ok=True)
     config.save(path)
+    write_identity(corpus, run_dir)
 
 
 def load_best(config: Config, data: Speech, run_dir: Path) -> PhoneRecognition:

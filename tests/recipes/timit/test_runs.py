@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("lightning")
+from rich.console import Console
 
 from recipes.timit.__main__ import main
+from recipes.timit.compare import Plan, compare
+from recipes.timit.config import Config
 from recipes.timit.corpus import Corpus, load_corpus
 from recipes.timit.evaluation import RunResult, evaluate
+from recipes.timit.identity import check_identity
 from recipes.timit.runs import is_finished, load_run
-from recipes.timit.training import Speech, train
+from recipes.timit.training import Speech, prepare_run_dir, train
 from tests.recipes.timit.test_training import SMALL, Crash
 from tests.recipes.timit.tones import write_tones
 
@@ -46,3 +50,32 @@ def test_an_unfinished_run_is_evaluated_but_not_taken_for_a_finished_one(corpus,
     assert is_finished(tmp_path) and load_run(tmp_path).epochs == 3
     (tmp_path / "checkpoints" / "last.ckpt").unlink()
     assert evaluate(TINY, data, tmp_path).epochs == len(json.loads((tmp_path / "history.json").read_text())) == 3
+
+
+def test_a_run_belongs_to_its_corpus(corpus, tmp_path) -> None:
+    run_dir = tmp_path / "run"
+    begin(corpus, run_dir)
+    # The same name and the same phones, other utterances.
+    other = load_corpus(write_tones(tmp_path / "other", seed=1))
+    for use in (train, evaluate):
+        with pytest.raises(ValueError, match=r"run was trained on another corpus \(train '24 utterances, digest "):
+            use(TINY, Speech(other, TINY), run_dir, progress=False)
+    (tmp_path / "runs").mkdir()
+    run_dir.rename(tmp_path / "runs" / "mfsc-seed0")
+    plan = Plan(data=other.root, out=tmp_path, base=TINY, frontends=["mfsc"], seeds=[0], console=Console(quiet=True))
+    with pytest.raises(ValueError, match="mfsc-seed0 was trained on another corpus"):
+        compare(plan, other)
+
+
+def test_of_an_older_run_the_name_of_its_corpus_is_checked(corpus, tmp_path) -> None:
+    (tmp_path / "result.json").write_text('{"corpus": "tones", "labels": "exact"}')
+    check_identity(corpus, tmp_path)
+    (tmp_path / "result.json").write_text('{"corpus": "noise", "labels": "exact"}')
+    with pytest.raises(ValueError, match=r"another corpus \(name 'noise', not 'tones'\)"):
+        check_identity(corpus, tmp_path)
+
+
+def test_a_folder_without_a_checkpoint_is_free(corpus, tmp_path) -> None:
+    for config in (TINY, dataclasses.replace(TINY, hidden=5)):
+        prepare_run_dir(config, corpus, tmp_path)
+        assert Config.load(tmp_path / "config.json") == config

@@ -282,8 +282,10 @@ def test_config_round_trip_and_errors(tmp_path) -> None:
 
 def test_another_configuration_in_the_same_folder_is_an_error(corpus, tmp_path) -> None:
     SMALL.save(tmp_path / "config.json")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
     other = dataclasses.replace(SMALL, hidden=17)
-    with pytest.raises(ValueError, match=r"config\.json belongs to a run with another configuration"):
+    with pytest.raises(ValueError, match=r"config\.json belongs to a run with another .* \(hidden 16, not 17\)"):
         train(other, Speech(corpus, other), tmp_path, progress=False)
     with pytest.raises(ValueError, match=r"best\.ckpt is missing: train first"):
         load_best(SMALL, Speech(corpus, SMALL), tmp_path)
