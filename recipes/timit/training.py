@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from kaleido_audio.nn import param_groups
@@ -335,6 +337,12 @@ class PhoneRecognition(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The other half of `on_save_checkpoint`."""
+        theirs, mine = len(checkpoint["state_dict"]["log_prior"]), len(self.log_prior)
+        if theirs != mine:
+            raise ValueError(
+                f"the run was trained on a corpus of {theirs // STATES_PER_PHONE} phones, this one has "
+                f"{mine // STATES_PER_PHONE}: give its own corpus by --data"
+            )
         labels = checkpoint["realigned_labels"]
         self.realigned_labels = None if labels is None else [row.astype(np.int64) for row in labels]
         self.history = checkpoint["history"]
@@ -351,6 +359,63 @@ class HistoryFile(Callback):
         assert isinstance(pl_module, PhoneRecognition)
         if trainer.is_global_zero:
             replace_text(self.path, json.dumps(pl_module.history, indent=1))
+
+
+class MovableCheckpoint(ModelCheckpoint):
+    """Goes on in a folder that was moved, where Lightning forgets the best score and lets a worse model replace it."""
+
+    @property
+    def state_key(self) -> str:
+        """That of Lightning's class, under which checkpoints have kept the score so far."""
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over all paths, as the same files in the present folder."""
+        folder = Path(self.dirpath or "")
+
+        def moved(path: str) -> str:
+            return str(folder / Path(path).name) if path else path
+
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        super().load_state_dict(
+            {
+                **state_dict,
+                **{name: moved(state_dict[name]) for name in paths},
+                "best_k_models": {moved(path): score for path, score in state_dict["best_k_models"].items()},
+                "dirpath": self.dirpath,
+            }
+        )
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint as a whole or not at all, and says which one cannot be read or written.
+
+    Lightning writes by way of the folder for temporary files; from there into another file system a file is copied,
+    of which a kill or a full disk leaves a part, in place of the checkpoint before it.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write beside the old one, then replace it."""
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        # In memory first: of a full disk, torch.save says only that a position in the file is not as expected.
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(buffer.getbuffer())
+            partial.replace(path)
+        except OSError as error:
+            raise RuntimeError(
+                f"{path} cannot be written ({error.strerror}), what was there before is kept: make room, and the same "
+                "command goes on from it"
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read what `save_checkpoint` wrote."""
+        return read_checkpoint(Path(path))
 
 
 class Bars(RichProgressBar):
@@ -453,12 +518,16 @@ def train(
     Raises:
         ValueError: ``run_dir`` holds a run with another configuration or on another corpus.
     """
-    prepare_run_dir(config, data.corpus, run_dir)
+    if devices < 1:
+        raise ValueError(f"expected devices >= 1, got {devices}")
+    check_accelerator(accelerator)
+    # First: a setting that no model can be built with leaves no folder behind.
     task = build_task(config, data)
+    prepare_run_dir(config, data.corpus, run_dir)
     last = run_dir / "checkpoints" / "last.ckpt"
     # Two of them: `save_last` would write only in epochs that are the best so far.
     checkpoints = [
-        ModelCheckpoint(
+        MovableCheckpoint(
             run_dir / "checkpoints",
             filename=name,
             monitor=monitor,
@@ -473,6 +542,7 @@ def train(
         accelerator=accelerator,
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
+        plugins=[WholeFiles()],
         max_epochs=config.epochs,
         gradient_clip_val=config.clip,
         use_distributed_sampler=False,
@@ -490,7 +560,13 @@ def train(
         log_every_n_steps=10,
         deterministic="warn" if torch.cuda.is_available() else True,
     )
-    trainer.fit(task, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=False)
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=False)
+    except SystemExit as stop:
+        # Lightning makes a plain exit with status 1 of Ctrl-C.
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from stop
+        raise
     return trainer.is_global_zero
 
 
@@ -521,15 +597,39 @@ def prepare_run_dir(config: Config, corpus: Corpus, run_dir: Path) -> None:
     write_identity(corpus, run_dir)
 
 
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint, on the CPU; a ValueError names one that is damaged."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+        parts = {"state_dict", "history", "realigned_labels"} & checkpoint.keys()
+    except OSError:
+        raise
+    except Exception as error:  # garbage can raise anything
+        raise ValueError(_damaged(path, f"{type(error).__name__} on reading it")) from error
+    if len(parts) < 3:
+        raise ValueError(_damaged(path, f"has only {sorted(parts)}"))
+    return dict(checkpoint)
+
+
+def _damaged(path: Path, reason: str) -> str:
+    return f"{path} is not a checkpoint of this recipe ({reason}): remove the folder of the run, and train it again"
+
+
+def check_accelerator(accelerator: str) -> None:
+    """Raise ValueError if a GPU is asked for and there is none."""
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise ValueError(f"--accelerator gpu: torch {torch.__version__} finds no CUDA device on this machine")
+
+
 def load_best(config: Config, data: Speech, run_dir: Path) -> PhoneRecognition:
     """The model of the epoch with the best dev PER, in evaluation mode on the CPU."""
     path = run_dir / "checkpoints" / "best.ckpt"
     if not path.exists():
         raise ValueError(f"{path} is missing: train first")
     task = build_task(config, data)
-    checkpoint = torch.load(path, map_location="cpu", weights_only=False)
-    task.load_state_dict(checkpoint["state_dict"])
+    checkpoint = read_checkpoint(path)
     task.on_load_checkpoint(checkpoint)
+    task.load_state_dict(checkpoint["state_dict"])
     return task.eval()
 
 
@@ -537,7 +637,7 @@ def curves(run_dir: Path) -> list[dict[str, float]]:
     """The record of every epoch that a run has done, whichever was the best."""
     last = run_dir / "checkpoints" / "last.ckpt"
     if last.exists():
-        history: list[dict[str, float]] = torch.load(last, map_location="cpu", weights_only=False)["history"]
+        history: list[dict[str, float]] = read_checkpoint(last)["history"]
         return history
     # It may have been removed to save room. Only then is this file asked: a kill can leave it an epoch ahead.
     history = json.loads((run_dir / "history.json").read_text())

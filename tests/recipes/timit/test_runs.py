@@ -1,10 +1,13 @@
 """Folders of runs: unfinished, moved, of another corpus, of another configuration, damaged."""
 
 import dataclasses
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("lightning")
 from rich.console import Console
@@ -16,7 +19,7 @@ from recipes.timit.corpus import Corpus, load_corpus
 from recipes.timit.evaluation import RunResult, evaluate
 from recipes.timit.identity import check_identity
 from recipes.timit.runs import is_finished, load_run
-from recipes.timit.training import Speech, prepare_run_dir, train
+from recipes.timit.training import Speech, WholeFiles, prepare_run_dir, train
 from tests.recipes.timit.test_training import SMALL, Crash
 from tests.recipes.timit.tones import write_tones
 
@@ -79,3 +82,43 @@ def test_a_folder_without_a_checkpoint_is_free(corpus, tmp_path) -> None:
     for config in (TINY, dataclasses.replace(TINY, hidden=5)):
         prepare_run_dir(config, corpus, tmp_path)
         assert Config.load(tmp_path / "config.json") == config
+
+
+def test_a_moved_run_keeps_its_best_model(corpus, tmp_path) -> None:
+    begin(corpus, tmp_path / "here")
+    last = tmp_path / "here" / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=False)
+    (state,) = [s for key, s in checkpoint["callbacks"].items() if key.startswith("ModelCheckpoint") and s["monitor"]]
+    state["best_model_score"] = state["kth_value"] = torch.tensor(-1.0)  # no later epoch is better
+    state["best_k_models"] = dict.fromkeys(state["best_k_models"], torch.tensor(-1.0))
+    torch.save(checkpoint, last)
+    run_dir = (tmp_path / "here").rename(tmp_path / "there")
+    best = (run_dir / "checkpoints" / "best.ckpt").read_bytes()
+    train(TINY, Speech(corpus, TINY), run_dir, progress=False)
+    assert (run_dir / "checkpoints" / "best.ckpt").read_bytes() == best
+    assert not (tmp_path / "here").exists()
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "last.ckpt"
+    WholeFiles().save_checkpoint({"epoch": 1}, path)
+
+    def full(self: Path, data: bytes) -> None:
+        self.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(RuntimeError, match=r"last\.ckpt cannot be written \(No space left on device\), .*make room"):
+        WholeFiles().save_checkpoint({"epoch": 2}, path)
+    assert torch.load(path) == {"epoch": 1} and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", "a list"])
+def test_a_damaged_checkpoint_is_named(corpus, tmp_path, content) -> None:
+    prepare_run_dir(TINY, corpus, tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    for name, use in (("best", evaluate), ("last", train)):
+        path = tmp_path / "checkpoints" / f"{name}.ckpt"
+        torch.save([content], path) if isinstance(content, str) else path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name}\.ckpt is not a checkpoint .*: remove .*, and train it again"):
+            use(TINY, Speech(corpus, TINY), tmp_path, progress=False)
