@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from recipes.timit.corpus import Corpus
 from recipes.timit.evaluation import RunResult
 from recipes.timit.frontends import spec_of
 from recipes.timit.runs import is_finished
-from recipes.timit.training import prepare_run_dir
+from recipes.timit.training import Speech, build_task, prepare_run_dir
 
 
 @dataclass
@@ -78,12 +79,16 @@ class Plan:
     skip_bad: bool = False
     console: Console = field(default_factory=Console)
 
+    def __post_init__(self) -> None:
+        if self.jobs < 1:
+            raise ValueError(f"expected jobs >= 1, got {self.jobs}")
+
     def all_jobs(self) -> list[Job]:
-        """Every run, seed by seed, so that an interrupted comparison is fair to all front ends."""
+        """Every run once, seed by seed, so that an interrupted comparison is fair to all front ends."""
         return [
             Job(replace(self.base, frontend=name, seed=seed), self.out / "runs" / f"{name}-seed{seed}")
-            for seed in self.seeds
-            for name in self.frontends
+            for seed in dict.fromkeys(self.seeds)
+            for name in dict.fromkeys(self.frontends)
         ]
 
 
@@ -98,9 +103,10 @@ def compare(plan: Plan, corpus: Corpus) -> list[RunResult]:
     """
     from recipes.timit.report import write_report
 
-    for name in plan.frontends:
-        spec_of(name)
     jobs = plan.all_jobs()
+    # A setting that a front end cannot be built with stops the comparison before it has a folder.
+    for config in {job.config.frontend: job.config for job in jobs}.values():
+        build_task(config, Speech(corpus, config))
     for job in jobs:
         # The lock: a folder without a checkpoint may be that of a training in its first epoch.
         with sole_trainer(job.run_dir):
@@ -129,9 +135,9 @@ def _run(plan: Plan, waiting: list[Job], *, total: int) -> None:
                 while waiting and len(running) < plan.jobs:
                     job = waiting.pop(0)
                     job.bar = progress.add_task(job.title, total=1.0, note="starting")
+                    running.append(job)
                     job.process = _start(plan, job)
                     job.started = time.monotonic()
-                    running.append(job)
                 time.sleep(0.5)
                 for job in list(running):
                     assert job.process is not None and job.bar is not None
@@ -147,9 +153,18 @@ def _run(plan: Plan, waiting: list[Job], *, total: int) -> None:
                     progress.console.print(f"{job.title}: PER {per:.1f} %, after {job.minutes:.1f} minutes")
                     progress.advance(overall)
         finally:
-            for job in running:
-                if job.process is not None and job.process.poll() is None:
-                    job.process.terminate()
+            _stop([job.process for job in running if job.process is not None])
+
+
+def _stop(processes: Sequence[subprocess.Popen]) -> None:
+    """End what still runs; not before that does the next comparison find the folders unlocked."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def _start(plan: Plan, job: Job) -> subprocess.Popen:
@@ -186,4 +201,12 @@ def read_progress(run_dir: Path, config: Config) -> tuple[float, str]:
 
 def _failure(job: Job) -> str:
     lines = job.log.read_text(errors="replace").splitlines()[-25:]
-    return "\n".join([f"{job.title} failed; the end of {job.log}:", *(f"  {line}" for line in lines)])
+    assert job.process is not None
+    status = job.process.returncode
+    cause = ""
+    if status < 0:
+        # Nothing in the log tells of it.
+        memory = ": out of memory?" if status == -signal.SIGKILL else ""
+        cause = f" (killed by {signal.Signals(-status).name}{memory})"
+    head = f"{job.title} failed, exit status {status}{cause}; the end of {job.log}:"
+    return "\n".join([head, *(f"  {line}" for line in lines)])

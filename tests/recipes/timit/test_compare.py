@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,10 +15,10 @@ from rich.console import Console
 
 from recipes.common.files import sole_trainer
 from recipes.timit.__main__ import main
-from recipes.timit.compare import Job, Plan, compare, read_progress
+from recipes.timit.compare import Job, Plan, _failure, compare, read_progress
 from recipes.timit.config import Config
 from recipes.timit.corpus import Corpus, load_corpus
-from tests.recipes.timit.test_training import SMALL
+from tests.recipes.timit.test_training import ROOT, SMALL
 from tests.recipes.timit.tones import write_tones
 
 
@@ -55,8 +59,10 @@ def test_compare_trains_reports_and_goes_on(corpus, tmp_path) -> None:
 
 
 def test_a_failing_run_shows_the_end_of_its_log(corpus, tmp_path) -> None:
-    plan = plan_for(corpus, tmp_path, base=dataclasses.replace(SMALL, lr=float("inf")), frontends=("mfsc",))
-    with pytest.raises(RuntimeError, match=r"MFSC, seed 0 failed; the end of .*log\.txt:\n(.|\n)*the loss is nan"):
+    plan = plan_for(corpus, tmp_path, base=dataclasses.replace(SMALL, lr=1e36), frontends=("mfsc",))
+    with pytest.raises(
+        RuntimeError, match=r"MFSC, seed 0 failed, exit status 2; the end of .*log\.txt:\n(.|\n)*the loss is nan"
+    ):
         compare(plan, corpus)
 
 
@@ -69,6 +75,64 @@ def test_every_seed_trains_all_front_ends_before_the_next(corpus, tmp_path) -> N
         ("kaleidoscope", 5),
     ]
     assert jobs[0].title == "MFSC, seed 3" and jobs[0].run_dir == tmp_path / "runs" / "mfsc-seed3"
+
+
+def test_repeated_seeds_and_front_ends_are_one_run_and_no_jobs_an_error(corpus, tmp_path) -> None:
+    plan = plan_for(corpus, tmp_path, frontends=("mfsc", "mfsc"), seeds=(1, 1, 0))
+    assert [job.run_dir.name for job in plan.all_jobs()] == ["mfsc-seed1", "mfsc-seed0"]
+    with pytest.raises(ValueError, match="expected jobs >= 1, got 0"):
+        plan_for(corpus, tmp_path, jobs=0)
+
+
+def test_a_killed_training_is_said_to_be_killed(tmp_path) -> None:
+    process = subprocess.Popen(["sleep", "60"])
+    process.kill()
+    process.wait()
+    (tmp_path / "log.txt").write_text("Reading\n")
+    failure = _failure(Job(Config(), tmp_path, process))
+    assert failure.startswith(
+        "Kaleidoscope, seed 0 failed, exit status -9 (killed by SIGKILL: out of memory?); the end"
+    )
+
+
+def test_a_setting_of_no_use_stops_a_comparison_before_it_has_folders(corpus, tmp_path) -> None:
+    plan = plan_for(corpus, tmp_path / "out", base=dataclasses.replace(SMALL, win_length=SMALL.n_fft + 1))
+    with pytest.raises(ValueError, match="win_length"):
+        compare(plan, corpus)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_terminated_comparison_ends_its_trainings(corpus, tmp_path) -> None:
+    run_dir = tmp_path / "runs" / "mfsc-seed0"
+    command = [sys.executable, "-m", "recipes.timit", "compare", "--data", str(corpus.root), "--out", str(tmp_path)]
+    command += ["--frontends", "mfsc", "--seeds", "0", "--hidden", "4", "--epochs", "1000", "--accelerator", "cpu"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for(run_dir / "progress.json", process)
+    process.terminate()
+    assert process.stderr is not None and process.stderr.read().startswith("interrupted: the same command goes on")
+    assert process.wait() == 143
+    with sole_trainer(run_dir):
+        pass
+    assert (run_dir / "log.txt").read_text().splitlines()[-1].startswith("interrupted: the same command goes on")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupted_training_says_so(corpus, tmp_path, number, status) -> None:
+    command = [sys.executable, "-m", "recipes.timit", "train", "--data", str(corpus.root), "--out", str(tmp_path)]
+    command += ["--frontend", "mfsc", "--hidden", "4", "--epochs", "1000", "--accelerator", "cpu", "--quiet"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for(tmp_path / "progress.json", process)
+    process.send_signal(number)
+    assert process.stderr is not None
+    assert process.stderr.read().splitlines()[-1].startswith("interrupted: the same command goes on")
+    assert process.wait() == status
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 240
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr and process.stderr.read()
+        time.sleep(0.05)
 
 
 def test_read_progress(tmp_path) -> None:
