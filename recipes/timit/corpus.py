@@ -432,6 +432,8 @@ def _describe(folder: Path) -> _Description:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         description = _parse_description(about)
+    except OSError as error:
+        raise CorpusError(f"{path}: cannot be read ({error.strerror}); copy it again") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise CorpusError(f"{path}: not a description of a corpus ({reason}); make the stand-in again") from error
@@ -601,6 +603,8 @@ def _load_utterance(files: _Files, sample_rate: int) -> Utterance:
     for other in others:
         if read_phn(other, n_samples=len(samples)) != segments:
             raise CorpusError(f"{phn} and {other}: two label files for one utterance that differ; remove the wrong one")
+    if not transcript_39(segments):
+        raise CorpusError(f"{phn}: no phone but q, which is neither learned nor scored; mend the file")
     return Utterance(files.key, files.speaker, files.sentence, wav, phn, len(samples), segments)
 
 

@@ -546,3 +546,17 @@ def test_speaker_folders_may_be_links(tree, tmp_path: Path) -> None:
     home.rename(tmp_path / "elsewhere")
     home.symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     assert "mabc0_sx1" in everything(load_corpus(tree.root))
+
+
+def test_an_utterance_of_q_alone_is_bad(tree) -> None:
+    tree.phn.write_text("0 8000 q\n")
+    assert_bad(tree, r"SX1\.PHN: no phone but q")
+
+
+def test_a_description_that_may_not_be_read_is_named(tree, monkeypatch) -> None:
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(CorpusError, match=r"corpus\.json: cannot be read \(Permission denied\)"):
+        load_corpus(tree.root)
