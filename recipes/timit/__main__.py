@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from recipes.timit.config import PRESETS, Config, default_preset
+from recipes.timit.config import CHOICES, PRESETS, Config, default_preset, meanings
 from recipes.timit.corpus import Corpus, CorpusError, load_corpus
 from recipes.timit.frontends import FRONTENDS
 from recipes.timit.prepare import BUILDERS
@@ -100,9 +100,10 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _config_options(parser: argparse.ArgumentParser, leave_out: tuple[str, ...]) -> None:
-    group = parser.add_argument_group("configuration", "see recipes/timit/config.py; defaults come from the preset")
+    group = parser.add_argument_group("configuration", "defaults are those of the preset timit")
     group.add_argument("--preset", choices=list(PRESETS), help="default: timit for TIMIT, small for a stand-in")
-    types_by_name = typing.get_type_hints(Config)
+    types_by_name, said = typing.get_type_hints(Config), meanings()
+    choices = {**CHOICES, "frontend": tuple(FRONTENDS)}
     for field in dataclasses.fields(Config):
         if field.name in leave_out:
             continue
@@ -110,7 +111,17 @@ def _config_options(parser: argparse.ArgumentParser, leave_out: tuple[str, ...])
         if isinstance(kind, types.UnionType):
             kind = next(t for t in typing.get_args(kind) if t is not type(None))
         flag = "--" + field.name.replace("_", "-")
-        group.add_argument(flag, dest=f"config_{field.name}", type=kind, metavar=kind.__name__.upper())
+        default = f"default: {'none' if field.default is None else field.default}"
+        if field.name in PRESETS["small"]:
+            default += f"; preset small: {PRESETS['small'][field.name]}"
+        group.add_argument(
+            flag,
+            dest=f"config_{field.name}",
+            type=kind,
+            choices=choices.get(field.name),
+            metavar=None if field.name in choices else kind.__name__.upper(),
+            help=f"{said[field.name]} ({default})".replace("%", "%%"),
+        )
 
 
 def _config(args: argparse.Namespace, corpus: Corpus) -> Config:
@@ -157,9 +168,11 @@ def _train(args: argparse.Namespace) -> None:
     from recipes.timit.evaluation import evaluate
     from recipes.timit.training import ProgressFile, Speech, train
 
-    if args.threads:
+    if args.threads is not None:
         import torch
 
+        if args.threads < 1:
+            raise ValueError(f"expected threads >= 1, got {args.threads}")
         torch.set_num_threads(args.threads)
     console = Console()
     corpus = _load(args, console)
@@ -177,7 +190,7 @@ def _train(args: argparse.Namespace) -> None:
             callbacks=callbacks,
         )
     if is_first_process:
-        result = evaluate(config, data, args.out, progress=not args.quiet)
+        result = evaluate(config, data, args.out, accelerator=args.accelerator, progress=not args.quiet)
         console.print(_summary(result, config, corpus, args.out), markup=False)
 
 
@@ -191,7 +204,8 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise ValueError(f"{config_path} is missing: expected the folder of a run")
     config = Config.load(config_path)
     corpus = _load(args, console)
-    result = evaluate(config, Speech(corpus, config, progress=not args.quiet), args.out, progress=not args.quiet)
+    data = Speech(corpus, config, progress=not args.quiet)
+    result = evaluate(config, data, args.out, accelerator=args.accelerator, progress=not args.quiet)
     console.print(_summary(result, config, corpus, args.out), markup=False)
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
+import math
+import re
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recipes.common.files import replace_text
 
-OPTIMIZERS = ("adam", "rmsprop")
-SCHEDULES = ("steps", "newbob")
-NORMALIZATIONS = ("utterance", "speaker", "none")
+CHOICES = {
+    "optimizer": ("adam", "rmsprop"),
+    "schedule": ("steps", "newbob"),
+    "normalization": ("utterance", "speaker", "none"),
+}
 
 
 @dataclass(frozen=True)
@@ -23,22 +29,26 @@ class Config:
     pytorch-kaldi's TIMIT baselines (cfg/TIMIT_baselines). `PRESETS` has a small one for stand-in corpora on a CPU.
 
     Attributes:
-        frontend: name in `recipes.timit.frontends.FRONTENDS`.
+        frontend: what computes the features, one of `recipes.timit.frontends.FRONTENDS`.
         seed: of the initial weights, the order of batches and dropout.
         preemphasis: of the waveform, before any front end; 0 for none.
-        n_fft, win_length, hop_length: samples at the corpus's rate.
+        n_fft: samples of a Fourier transform, at the corpus's rate.
+        win_length, hop_length: samples of a window, and from one to the next.
         n_mels: filters of the mel-like front ends.
-        f_min, f_max: edges of their filterbank, Hz; f_max None is the corpus's bandwidth.
+        f_min, f_max: edges of their filterbank, Hz; no f_max is the corpus's bandwidth.
         sinc_filters, sinc_channels: of SincNet: sinc filters of its first layer, channels of the others.
-        frontend_lr_multiplier: learning rate of the front end relative to ``lr``; None takes the front end's own.
-        hidden, layers, dropout: bidirectional LSTM; dropout between its layers and before the output.
+        frontend_lr_multiplier: learning rate of the front end relative to ``lr``; none takes the front end's own.
+        hidden, layers: size of the bidirectional LSTM, a direction, and number of its layers.
+        dropout: between these layers and before the output.
         normalization: mean of the features removed per ``"utterance"``, per ``"speaker"`` (over the speaker's own
             utterances in the same split), or not at all.
-        epochs, batch_size: passes over train; utterances a batch (per process).
-        optimizer, lr: ``"adam"`` or ``"rmsprop"``; learning rate.
+        epochs: passes over train.
+        batch_size: utterances a batch, per process.
+        optimizer: ``"adam"`` or ``"rmsprop"``.
+        lr: learning rate.
         schedule: ``"steps"`` (x 0.3 after 60 % of the epochs, x 0.1 after 85 %) or ``"newbob"`` (halved whenever
             the dev frame error improves by less than 0.1 % of itself).
-        clip: largest norm of the gradient.
+        clip: largest norm of the gradient; 0 for any.
         realign_after: epochs trained on segments cut in thirds before the model realigns its labels once; 0: never.
         monitor_lm_weight: language-model weight of the dev PER shown during training; the reported one is chosen.
     """
@@ -69,13 +79,20 @@ class Config:
     monitor_lm_weight: float = 3.0
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (
-            ("optimizer", self.optimizer, OPTIMIZERS),
-            ("schedule", self.schedule, SCHEDULES),
-            ("normalization", self.normalization, NORMALIZATIONS),
-        ):
-            if value not in allowed:
-                raise ValueError(f"expected {name} in {allowed}, got {value!r}")
+        # Here, since that module imports this one.
+        from recipes.timit.frontends import spec_of
+
+        for name, kind in typing.get_type_hints(Config).items():
+            kinds = typing.get_args(kind) or (kind,)
+            value = getattr(self, name)
+            if not isinstance(value, kinds) and not (float in kinds and isinstance(value, int)):
+                raise ValueError(f"expected {name} of type {' or '.join(k.__name__ for k in kinds)}, got {value!r}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"expected a finite {name}, got {value}")
+        spec_of(self.frontend)
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"expected {name} in {allowed}, got {getattr(self, name)!r}")
         for name in (
             "n_fft",
             "win_length",
@@ -92,8 +109,12 @@ class Config:
                 raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
         if not 0 <= self.preemphasis <= 1:
             raise ValueError(f"expected preemphasis in [0, 1], got {self.preemphasis}")
-        if not 0 <= self.realign_after:
-            raise ValueError(f"expected realign_after >= 0, got {self.realign_after}")
+        for name in ("seed", "frontend_lr_multiplier", "clip", "realign_after", "monitor_lm_weight"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"expected {name} >= 0, got {value}")
+        if self.lr <= 0:
+            raise ValueError(f"expected lr > 0, got {self.lr}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"expected dropout in [0, 1), got {self.dropout}")
 
@@ -103,8 +124,32 @@ class Config:
 
     @classmethod
     def load(cls, path: Path) -> Config:
-        """Read what `save` wrote; unknown names are an error."""
-        return cls(**json.loads(path.read_text()))
+        """Read what `save` wrote; a ValueError names a file with anything else, such as an unknown name."""
+        try:
+            values = json.loads(path.read_text())
+            if not isinstance(values, dict):
+                raise ValueError(f"expected names and values, got {values!r:.40}")
+            unknown = sorted(values.keys() - {field.name for field in dataclasses.fields(cls)})
+            if unknown:
+                raise ValueError(f"unknown: {', '.join(unknown)}")
+            return cls(**values)
+        except ValueError as error:
+            raise ValueError(f"{path} is not the configuration of a run ({error}): mend or remove it") from error
+
+
+def meanings() -> dict[str, str]:
+    """What each setting means, from the documentation of `Config`.
+
+    >>> meanings()["clip"]
+    'largest norm of the gradient; 0 for any'
+    """
+    lines = (inspect.getdoc(Config) or "").partition("Attributes:\n")[2]
+    said: dict[str, str] = {}
+    for item in re.split(r"\n(?=    \w)", lines):
+        names, _, meaning = item.partition(":")
+        meaning = " ".join(meaning.split()).replace("`", "").rstrip(".")
+        said |= {name.strip(): meaning for name in names.split(",")}
+    return said
 
 
 PRESETS: dict[str, dict[str, Any]] = {

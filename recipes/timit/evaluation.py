@@ -19,7 +19,15 @@ from recipes.timit.frontends import spec_of
 from recipes.timit.identity import check_identity
 from recipes.timit.phones import transcript_39
 from recipes.timit.scoring import ErrorCounts, score_corpus
-from recipes.timit.training import PhoneRecognition, Speech, curves, decode, inference_mode, load_best
+from recipes.timit.training import (
+    PhoneRecognition,
+    Speech,
+    check_accelerator,
+    curves,
+    decode,
+    inference_mode,
+    load_best,
+)
 
 LM_WEIGHTS = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0)
 OPTIONAL_SILENCE = frozenset({"sil"})
@@ -92,7 +100,9 @@ def decode_split(
     return decoded
 
 
-def evaluate(config: Config, data: Speech, run_dir: Path, *, progress: bool = False) -> RunResult:
+def evaluate(
+    config: Config, data: Speech, run_dir: Path, *, accelerator: str = "auto", progress: bool = False
+) -> RunResult:
     """Score the best model of a run; write result.json and sclite's files test.ref.trn and test.hyp.trn.
 
     Of an unfinished run (fewer ``epochs`` in the result than in ``config``) nothing is written: result.json says that
@@ -102,13 +112,17 @@ def evaluate(config: Config, data: Speech, run_dir: Path, *, progress: bool = Fa
         config: of the run.
         data: the corpus.
         run_dir: folder of the run.
+        accelerator: ``"cpu"``, ``"gpu"`` or ``"auto"``.
         progress: show bars.
 
     Raises:
-        ValueError: the run was trained on another corpus.
+        ValueError: the run was trained on another corpus, or there is no GPU where one is asked for.
     """
+    check_accelerator(accelerator)
     check_identity(data.corpus, run_dir)
     task = load_best(config, data, run_dir)
+    if accelerator != "cpu" and torch.cuda.is_available():
+        task.to("cuda")
     history = curves(run_dir)
     dev = references(data, "dev")
     by_weight = decode_split(task, data, "dev", LM_WEIGHTS, progress=progress)

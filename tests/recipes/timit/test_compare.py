@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("lightning")
 from rich.console import Console
@@ -16,7 +17,7 @@ from rich.console import Console
 from recipes.common.files import sole_trainer
 from recipes.timit.__main__ import main
 from recipes.timit.compare import Job, Plan, _failure, compare, read_progress
-from recipes.timit.config import Config
+from recipes.timit.config import Config, meanings
 from recipes.timit.corpus import Corpus, load_corpus
 from tests.recipes.timit.test_training import ROOT, SMALL
 from tests.recipes.timit.tones import write_tones
@@ -61,7 +62,7 @@ def test_compare_trains_reports_and_goes_on(corpus, tmp_path) -> None:
 def test_a_failing_run_shows_the_end_of_its_log(corpus, tmp_path) -> None:
     plan = plan_for(corpus, tmp_path, base=dataclasses.replace(SMALL, lr=1e36), frontends=("mfsc",))
     with pytest.raises(
-        RuntimeError, match=r"MFSC, seed 0 failed, exit status 2; the end of .*log\.txt:\n(.|\n)*the loss is nan"
+        RuntimeError, match=r"MFSC, seed 0 failed, exit status 2; the end of .*log\.txt:\n(.|\n)*the loss is (nan|inf)"
     ):
         compare(plan, corpus)
 
@@ -164,14 +165,39 @@ def test_command_line_train_and_evaluate(corpus, tmp_path, capsys) -> None:
         (["train", "--data", "{tmp}/nowhere", "--out", "{tmp}/run"], "nowhere"),
         (["compare", "--data", "{tmp}", "--out", "{tmp}/run"], "TRAIN"),
         (["train", "--data", "{data}", "--out", "{tmp}/run", "--hidden", "0"], "expected hidden >= 1, got 0"),
+        (["train", "--data", "{data}", "--out", "{tmp}/run", "--clip", "nan"], "expected a finite clip, got nan"),
+        (["train", "--data", "{data}", "--out", "{tmp}/run", "--devices", "-1"], "expected devices >= 1, got -1"),
+        (["train", "--data", "{data}", "--out", "{tmp}/run", "--threads", "0"], "expected threads >= 1, got 0"),
+        (["train", "--data", "{data}", "--out", "{tmp}/file/run"], "file/run"),
+        (["train", "--data", "{data}", "--out", "{tmp}/run", "--config", "{tmp}"], "{tmp}"),
+        (["compare", "--data", "{data}", "--out", "{tmp}/file"], "{tmp}/file"),
+        (["compare", "--data", "{data}", "--out", "{tmp}/run", "--jobs", "0"], "expected jobs >= 1, got 0"),
         (["evaluate", "--data", "{data}", "--run", "{tmp}"], "config.json is missing"),
     ],
 )
 def test_mistakes_end_in_one_line_that_names_them(corpus, tmp_path, capsys, command, message) -> None:
-    filled = [part.format(tmp=tmp_path, data=corpus.root) for part in command]
+    (tmp_path / "file").touch()
+    *filled, message = [part.format(tmp=tmp_path, data=corpus.root) for part in (*command, message)]
     assert main([*filled, "--quiet"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and message in error and "Traceback" not in error
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_an_error(corpus, tmp_path, capsys) -> None:
+    for command in (["train", "--out", str(tmp_path)], ["evaluate", "--run", str(tmp_path)]):
+        Config().save(tmp_path / "config.json")
+        assert main([*command, "--data", str(corpus.root), "--quiet", "--accelerator", "gpu"]) == 2
+        assert "--accelerator gpu: torch" in capsys.readouterr().err
+
+
+def test_help_says_what_settings_mean_and_their_defaults(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "passes over train (default: 24; preset small: 8)" in text and "--schedule {steps,newbob}" in text
+    assert set(meanings()) == {field.name for field in dataclasses.fields(Config)}
 
 
 def test_two_processes_do_not_train_in_one_folder(corpus, tmp_path, capsys) -> None:

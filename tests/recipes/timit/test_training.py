@@ -20,7 +20,7 @@ from recipes.timit.config import PRESETS, Config, default_preset
 from recipes.timit.corpus import Corpus, load_corpus
 from recipes.timit.data import LengthBatches, SpeechDataset, collate, phone_inventory
 from recipes.timit.evaluation import RunResult, evaluate
-from recipes.timit.frontends import FRONTENDS, build_frontend
+from recipes.timit.frontends import FRONTENDS
 from recipes.timit.model import BidirectionalLSTM, reverse_within_length
 from recipes.timit.phones import IGNORE, frame_states, transcript_48
 from recipes.timit.training import Speech, build_task, load_best, train
@@ -273,11 +273,22 @@ def test_config_round_trip_and_errors(tmp_path) -> None:
         ({"dropout": 1.0}, "dropout in"),
         ({"normalization": "corpus"}, "normalization in"),
         ({"realign_after": -1}, "realign_after >= 0"),
+        ({"lr": 0.0}, "lr > 0"),
+        ({"lr": float("inf")}, "a finite lr"),
+        ({"frontend_lr_multiplier": -0.1}, "frontend_lr_multiplier >= 0"),
+        ({"clip": float("nan")}, "a finite clip"),
+        ({"clip": -1.0}, "clip >= 0"),
+        ({"seed": -1}, "seed >= 0"),
+        ({"monitor_lm_weight": -1.0}, "monitor_lm_weight >= 0"),
+        ({"hidden": "16"}, "hidden of type int"),
+        ({"frontend": "mfcc"}, "unknown front end 'mfcc': choose from mfsc"),
     ):
         with pytest.raises(ValueError, match=message):
             Config(**wrong)
-    with pytest.raises(ValueError, match="unknown front end 'mfcc': choose from mfsc"):
-        build_frontend(Config(frontend="mfcc"), sample_rate=16000, bandwidth=8000.0)
+    for content in ("", "[]", '"mfsc"', '{"hiden": 3}', '{"layers": 0}'):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(ValueError, match=r"config\.json is not the configuration of a run \(.*\): mend or remove"):
+            Config.load(tmp_path / "config.json")
 
 
 def test_another_configuration_in_the_same_folder_is_an_error(corpus, tmp_path) -> None:
@@ -293,7 +304,7 @@ def test_another_configuration_in_the_same_folder_is_an_error(corpus, tmp_path) 
 
 def test_an_infinite_loss_names_epoch_and_utterances(corpus, tmp_path) -> None:
     config = dataclasses.replace(SMALL, lr=1e36)
-    with pytest.raises(ValueError, match=r"the loss is nan in epoch 1 on the utterances f.*--lr"):
+    with pytest.raises(ValueError, match=r"the loss is (nan|inf) in epoch 1 on the utterances f.*--lr"):
         train(config, Speech(corpus, config), tmp_path, progress=False)
 
 
