@@ -27,8 +27,13 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         args.run(args)
-    except (CorpusError, ValueError, RuntimeError, OSError, ImportError) as error:
+    except (CorpusError, ValueError, RuntimeError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        # A write to a full disk fails without the name of the file.
+        where = "" if error.filename else f"{args.out or 'runs'}: "
+        print(f"error: {where}{error}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, Terminated) as stop:
         print("interrupted: the same command goes on from the last finished epoch", file=sys.stderr)

@@ -1,7 +1,9 @@
 """The command line and `compare`: runs in processes, resumed comparisons, failures that show the log."""
 
 import dataclasses
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -182,6 +184,15 @@ def test_mistakes_end_in_one_line_that_names_them(corpus, tmp_path, capsys, comm
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_full_disk_ends_in_one_line_that_names_the_folder(corpus, tmp_path, capsys, monkeypatch) -> None:
+    def full(*_, **__) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Config, "save", full)
+    assert main(["train", "--data", str(corpus.root), "--out", str(tmp_path), "--frontend", "mfsc", "--quiet"]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}: [Errno 28] No space left on device\n"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
