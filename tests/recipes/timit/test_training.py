@@ -20,7 +20,7 @@ from recipes.timit.config import PRESETS, Config, default_preset
 from recipes.timit.corpus import Corpus, load_corpus
 from recipes.timit.data import LengthBatches, SpeechDataset, collate, phone_inventory
 from recipes.timit.evaluation import RunResult, evaluate
-from recipes.timit.frontends import FRONTENDS
+from recipes.timit.frontends import FRONTENDS, build_frontend
 from recipes.timit.model import BidirectionalLSTM, reverse_within_length
 from recipes.timit.phones import IGNORE, frame_states, transcript_48
 from recipes.timit.training import Speech, build_task, load_best, train
