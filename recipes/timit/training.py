@@ -521,6 +521,9 @@ def train(
     if devices < 1:
         raise ValueError(f"expected devices >= 1, got {devices}")
     check_accelerator(accelerator)
+    gpus = 0 if accelerator == "cpu" else torch.cuda.device_count()
+    if 0 < gpus < devices:
+        raise ValueError(f"--devices {devices}: torch finds {gpus}; give fewer, or --accelerator cpu")
     # First: a setting that no model can be built with leaves no folder behind.
     task = build_task(config, data)
     prepare_run_dir(config, data.corpus, run_dir)
@@ -602,17 +605,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=False)
         parts = {"state_dict", "history", "realigned_labels"} & checkpoint.keys()
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception as error:  # garbage can raise anything
-        raise ValueError(_damaged(path, f"{type(error).__name__} on reading it")) from error
+        first = str(error).partition("\n")[0][:120]
+        raise ValueError(_damaged(path, f"{type(error).__name__}: {first}")) from error
     if len(parts) < 3:
         raise ValueError(_damaged(path, f"has only {sorted(parts)}"))
     return dict(checkpoint)
 
 
 def _damaged(path: Path, reason: str) -> str:
-    return f"{path} is not a checkpoint of this recipe ({reason}): remove the folder of the run, and train it again"
+    return (
+        f"{path} cannot be read as a checkpoint of this recipe ({reason}): copy it again, or remove the folder of the "
+        "run and train it again"
+    )
 
 
 def check_accelerator(accelerator: str) -> None:

@@ -120,5 +120,11 @@ def test_a_damaged_checkpoint_is_named(corpus, tmp_path, content) -> None:
     for name, use in (("best", evaluate), ("last", train)):
         path = tmp_path / "checkpoints" / f"{name}.ckpt"
         torch.save([content], path) if isinstance(content, str) else path.write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{name}\.ckpt is not a checkpoint .*: remove .*, and train it again"):
+        with pytest.raises(ValueError, match=rf"{name}\.ckpt cannot be read as a checkpoint .*: copy it again"):
             use(TINY, Speech(corpus, TINY), tmp_path, progress=False)
+
+
+def test_more_gpus_than_there_are_is_an_error(corpus, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="--devices 2: torch finds 1; give fewer, or --accelerator cpu"):
+        train(TINY, Speech(corpus, TINY), tmp_path, devices=2)
