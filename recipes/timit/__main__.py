@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class Terminated(BaseException):
-    """SIGTERM, as Ctrl-C is KeyboardInterrupt: without it Lightning ends in status 0; `compare` would leave trainings."""
+    """SIGTERM, as Ctrl-C is KeyboardInterrupt: without it, Lightning would end in status 0."""
 
 
 def _terminate(*_: object) -> None:
