@@ -24,6 +24,7 @@ from recipes.cifar.recoveries import structure_of
 from recipes.cifar.recovery import Recovery, recover
 from recipes.common.files import (
     BROKEN_CHECKPOINT,
+    BROKEN_RUN,
     has_checkpoint,
     load_checkpoint,
     load_json,
@@ -295,7 +296,7 @@ def _prepare_run_dir(config: Config, data: CifarData, run_dir: Path) -> None:
                 f"{path} belongs to a run with another configuration ({', '.join(other)}): give another folder, or "
                 "remove this one"
             )
-    elif path.exists() and (Config.load(path) != config or load_json(run_dir / "data.json") != about):
+    elif path.exists() and (Config.load(path) != config or load_json(run_dir / "data.json", BROKEN_RUN) != about):
         # Before the first checkpoint, e.g. where an option was refused, any other run may have the folder, but not
         # the order that was recovered for this one.
         (run_dir / "recovery.json").unlink(missing_ok=True)
@@ -309,8 +310,8 @@ def check_data(data: CifarData, run_dir: Path) -> None:
     path = run_dir / "data.json"
     if not path.is_file():
         raise ValueError(f"{path} is missing: expected the folder of a run")
-    about = load_json(path)
-    with naming(path, "remove the run's folder to train again"):
+    about = load_json(path, BROKEN_RUN)
+    with naming(path, BROKEN_RUN):
         # Runs of earlier versions have no fingerprint.
         theirs, content = about["summary"], about.get("content")
     if theirs != data.summary():

@@ -53,8 +53,8 @@ def one_line(error: BaseException) -> str:
     'a.txt: No such file or directory'
     """
     if isinstance(error, OSError) and error.errno is not None:
-        # Python forgets the file while it writes.
-        return f"{error.filename or 'while writing'}: {error.strerror}"
+        # Python forgets which file it was once it is open.
+        return f"{error.filename or 'reading or writing failed'}: {error.strerror}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and "in DataLoader worker process" in lines[0]:
         # The traceback of that process comes before what it says.

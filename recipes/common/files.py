@@ -13,6 +13,12 @@ from typing import Any
 
 import torch
 
+BROKEN_CHECKPOINT = "remove it to train again from the start"
+"""What to do about a checkpoint that cannot be used."""
+
+BROKEN_RUN = "remove the run's folder to train again"
+"""What to do about a run whose data cannot be told any more."""
+
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file as a whole or not at all: neither a reader nor a kill ever meets half of it."""
@@ -28,8 +34,17 @@ def replace_text(path: Path, text: str) -> None:
 def save_checkpoint(content: Any, path: Path) -> None:
     """Write with torch.save, as a whole or not at all."""
     partial = path.with_suffix(".partial")
-    torch.save(content, partial)
+    try:
+        torch.save(content, partial)
+    except RuntimeError as error:
+        partial.unlink(missing_ok=True)
+        raise RuntimeError(f"{path} cannot be written ({_first_sentence(error)}): is the disk full?") from error
     partial.replace(path)
+
+
+def _first_sentence(error: Exception) -> str:
+    """What an error says at first: torch goes on at length."""
+    return (str(error).strip().splitlines() or [""])[0].partition(". ")[0].rstrip(":.") or type(error).__name__
 
 
 @contextmanager
@@ -46,15 +61,15 @@ def naming(path: Path, remedy: str) -> Iterator[None]:
     try:
         yield
     except (
-        ValueError, TypeError, LookupError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError,
+        ValueError, TypeError, LookupError, AttributeError, RuntimeError, EOFError, OSError, pickle.UnpicklingError,
     ) as error:  # fmt: skip
-        # torch explains over many lines.
-        reason = (str(error).strip().splitlines() or [""])[0].rstrip(":")
-        reason = f"missing {reason}" if isinstance(error, KeyError) else reason or type(error).__name__
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        reason = f"missing {error}" if isinstance(error, KeyError) else _first_sentence(error)
         raise ValueError(f"{path} cannot be read ({reason}): {remedy}") from error
 
 
-def load_json(path: Path, remedy: str = "remove it to train again") -> Any:
+def load_json(path: Path, remedy: str) -> Any:
     """Read JSON.
 
     Raises:
@@ -64,18 +79,14 @@ def load_json(path: Path, remedy: str = "remove it to train again") -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
 
 
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Any:
+def load_checkpoint(path: Path, device: torch.device | str = "cpu", *, remedy: str = BROKEN_CHECKPOINT) -> Any:
     """Read what `save_checkpoint` wrote.
 
     Raises:
-        ValueError: it is broken; the message names the file.
+        ValueError: it is broken; the message names the file and the remedy.
     """
-    with naming(path, BROKEN_CHECKPOINT):
+    with naming(path, remedy):
         return torch.load(path, map_location=device, weights_only=True)
-
-
-BROKEN_CHECKPOINT = "remove it to train again from the start"
-"""What to do about a checkpoint that cannot be used."""
 
 
 def has_checkpoint(run_dir: Path) -> bool:

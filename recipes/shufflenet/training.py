@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from kaleido_audio.nn import param_groups
 from recipes.common.files import (
     BROKEN_CHECKPOINT,
+    BROKEN_RUN,
     has_checkpoint,
     load_checkpoint,
     load_json,
@@ -381,8 +382,8 @@ def check_data(data: ImageData, run_dir: Path) -> None:
     path = run_dir / "data.json"
     if not path.is_file():
         raise ValueError(f"{path} is missing: expected the folder of a run")
-    about = load_json(path)
-    with naming(path, "remove the run's folder to train again"):
+    about = load_json(path, BROKEN_RUN)
+    with naming(path, BROKEN_RUN):
         # Runs of earlier versions have no fingerprint.
         theirs, content = about["summary"], about.get("content")
     if theirs != data.summary():

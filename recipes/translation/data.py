@@ -116,8 +116,9 @@ class Vocabulary:
         """Read what `save` wrote."""
         with naming(path, _PREPARE_ANEW):
             content = json.loads(path.read_text(encoding="utf-8"))
+            described = json.dumps(content["tokenizer"])
             try:
-                tokenizer = Tokenizer.from_str(json.dumps(content["tokenizer"]))
+                tokenizer = Tokenizer.from_str(described)
             except Exception as error:  # all that the tokenizers package raises
                 raise ValueError(str(error)) from error
             return cls(tokenizer, content["kept"])

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from kaleido_audio.nn import param_groups
 from recipes.common.files import (
     BROKEN_CHECKPOINT,
+    BROKEN_RUN,
     has_checkpoint,
     load_checkpoint,
     load_json,
@@ -326,8 +327,8 @@ def check_data(data: Data, run_dir: Path) -> None:
     path = run_dir / "data.json"
     if not path.is_file():
         raise ValueError(f"{path} is missing: expected the folder of a run")
-    theirs, mine = load_json(path), _about(data)
-    with naming(path, "remove the run's folder to train again"):
+    theirs, mine = load_json(path, BROKEN_RUN), _about(data)
+    with naming(path, BROKEN_RUN):
         summary, subwords = theirs["summary"], theirs["subwords"]
     if summary != mine["summary"]:
         raise ValueError(f"{run_dir} was trained on other data ({summary}) than given ({mine['summary']})")
@@ -370,11 +371,11 @@ def load_averaged(config: Config, data: Data, run_dir: Path) -> Translator:
     paths = weight_files(run_dir)[-config.average :]
     if not paths:
         raise ValueError(f"{run_dir / 'checkpoints'} holds no checkpoint: train first")
-    model = build(config, data)
+    model, remedy = build(config, data), "remove the run's checkpoints to train again"
     sums: dict[str, Tensor] = {}
     for path in paths:
-        weights = load_checkpoint(path)
-        with naming(path, "remove the run's checkpoints to train again"):
+        weights = load_checkpoint(path, remedy=remedy)
+        with naming(path, remedy):
             model.load_state_dict(weights)
             for name, value in weights.items():
                 sums[name] = sums[name] + value.double() if name in sums else value.double()

@@ -4,9 +4,10 @@ import argparse
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from recipes.common.command import run_command
-from recipes.common.files import replace_text
+from recipes.common.files import replace_text, save_checkpoint
 from recipes.common.options import add_config_options, check_choices, check_row, choice, given_options
 
 
@@ -88,3 +89,5 @@ def test_a_full_disk_is_named(tmp_path) -> None:
     (tmp_path / "a.partial").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"No space left on device: '.*/a\.json'"):
         replace_text(tmp_path / "a.json", "text")
+    with pytest.raises(RuntimeError, match=r"a\.pt cannot be written \(.*\): is the disk full\?"):
+        save_checkpoint({"a": torch.zeros(100_000)}, tmp_path / "a.pt")

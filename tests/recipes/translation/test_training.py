@@ -303,10 +303,10 @@ def test_broken_checkpoints_are_named(data, tiny, tmp_path, content) -> None:
     fit(config, data, tmp_path)
     for name in ("last.pt", "update-0000004.pt"):
         path = tmp_path / "checkpoints" / name
-        path.write_bytes(path.read_bytes()[:-100] if content is None else content)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content is None else content)
     with pytest.raises(ValueError, match=r"last\.pt cannot be read \(.*\): remove it to train again"):
         fit(config, data, tmp_path)
-    with pytest.raises(ValueError, match=r"update-0000004\.pt cannot be read"):
+    with pytest.raises(ValueError, match=r"update-0000004\.pt cannot be read \(.*\): remove the run's checkpoints to"):
         load_averaged(config, data, tmp_path)
     (tmp_path / "data.json").write_text("{}")
     with pytest.raises(ValueError, match=r"data\.json cannot be read \(missing 'summary'\): remove the run's folder"):
