@@ -54,7 +54,9 @@ def one_line(error: BaseException) -> str:
     """
     if isinstance(error, OSError) and error.errno is not None:
         # Python forgets which file it was once it is open.
-        return f"{error.filename or 'reading or writing failed'}: {error.strerror}"
+        in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
+        remedy = ", where a folder is needed: give another one" if in_the_way else ""
+        return f"{error.filename or 'reading or writing failed'}: {error.strerror}{remedy}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and "in DataLoader worker process" in lines[0]:
         # The traceback of that process comes before what it says.

@@ -364,7 +364,8 @@ def test_errors_of_use(root, tmp_path, capsys) -> None:
     assert "expected 0 <= seed < 2**63, got -1" in error(f"train --data {root} --out {out} --seed -1")
     assert "expected lr > 0 and finite, got inf" in error(f"train --data {root} --out {out} --lr inf")
     (tmp_path / "file").touch()
-    assert error(f"train --data {root} --out {tmp_path / 'file'}") == f"error: {tmp_path / 'file'}: File exists\n"
+    expected = f"error: {tmp_path / 'file'}: File exists, where a folder is needed: give another one\n"
+    assert error(f"train --data {root} --out {tmp_path / 'file'}") == expected
     assert "expected --workers >= 0" in error(f"train --data {root} --out {out} --workers -1")
     assert "got 'magic'" in error(f"compare --data {root} --out {out} --rows magic")
     assert "'hadamard' has no K-matrices that could start as 'shuffle'" in error(
