@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 _BROKEN_PIPE = 141
 """The exit status of a program that ends because nobody reads its output any more, e.g. before head."""
+
+
+class Terminated(BaseException):
+    """SIGTERM, as Ctrl-C is KeyboardInterrupt."""
+
+
+def raise_on_sigterm() -> None:
+    """Let SIGTERM end this program as Ctrl-C does: what it has started is ended too, and it says how to go on."""
+
+    def stop(*_: object) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
@@ -38,18 +52,18 @@ def _run(args: argparse.Namespace) -> int:
     except BrokenPipeError:
         return _BROKEN_PIPE
     except (ValueError, RuntimeError, ImportError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print(f"error: {described(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as stop:
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        return 130 if isinstance(stop, KeyboardInterrupt) else 143
     return 0
 
 
-def one_line(error: BaseException) -> str:
-    """What an error says, with the file that it is about.
+def described(error: BaseException) -> str:
+    """What an error says, with the file that it is about: one line, unless it lists several files.
 
-    >>> one_line(FileNotFoundError(2, "No such file or directory", "a.txt"))
+    >>> described(FileNotFoundError(2, "No such file or directory", "a.txt"))
     'a.txt: No such file or directory'
     """
     if isinstance(error, OSError) and error.errno is not None:
@@ -61,4 +75,6 @@ def one_line(error: BaseException) -> str:
     if lines and "in DataLoader worker process" in lines[0]:
         # The traceback of that process comes before what it says.
         return lines[-1].partition(": ")[2]
+    if isinstance(error, ValueError):  # ours, which may list several files
+        return str(error).strip() or type(error).__name__
     return " ".join(lines) or type(error).__name__

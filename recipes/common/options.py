@@ -57,6 +57,7 @@ def add_config_options(
     *,
     preset_help: str,
     leave_out: tuple[str, ...] = (),
+    choices: Mapping[str, Iterable[str]] | None = None,
 ) -> None:
     """An option for every field of a configuration, explained as its docstring does; and ``--preset``.
 
@@ -68,6 +69,7 @@ def add_config_options(
         presets: by name, what each has in the place of the dataclass's defaults.
         preset_help: which is the default.
         leave_out: fields without an option.
+        choices: to show for fields that do not name theirs.
     """
     group = parser.add_argument_group("configuration")
     group.add_argument("--preset", choices=list(presets), help=preset_help)
@@ -82,8 +84,8 @@ def add_config_options(
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
-            choices = field.metadata.get("choices")
-            shown = kind.__name__.upper() if choices is None else f"{{{','.join(map(str, choices))}}}"
+            known = field.metadata.get("choices", (choices or {}).get(field.name))
+            shown = kind.__name__.upper() if known is None else f"{{{','.join(map(str, known))}}}"
             options.update(type=kind, metavar=shown)
         group.add_argument("--" + field.name.replace("_", "-"), **options)
 

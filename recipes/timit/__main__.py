@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import signal
 import sys
-import types
-import typing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,37 +12,17 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from recipes.timit.config import CHOICES, PRESETS, Config, default_preset, meanings
-from recipes.timit.corpus import Corpus, CorpusError, load_corpus
+from recipes.common.command import raise_on_sigterm, run_command
+from recipes.common.options import add_config_options, given_options
+from recipes.timit.config import PRESETS, Config, default_preset
+from recipes.timit.corpus import Corpus, load_corpus
 from recipes.timit.frontends import FRONTENDS
 from recipes.timit.prepare import BUILDERS
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; errors of use end in one line on stderr and exit status 2."""
-    args = _parser().parse_args(argv)
-    try:
-        args.run(args)
-    except (CorpusError, ValueError, RuntimeError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        # A write to a full disk fails without the name of the file.
-        where = "" if error.filename else f"{args.out or 'runs'}: "
-        print(f"error: {where}{error}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, Terminated) as stop:
-        print("interrupted: the same command goes on from the last finished epoch", file=sys.stderr)
-        return 130 if isinstance(stop, KeyboardInterrupt) else 143
-    return 0
-
-
-class Terminated(BaseException):
-    """SIGTERM, as Ctrl-C is KeyboardInterrupt: without it, Lightning would end in status 0."""
-
-
-def _terminate(*_: object) -> None:
-    raise Terminated
+    return run_command(_parser(), argv)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -105,35 +81,20 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _config_options(parser: argparse.ArgumentParser, leave_out: tuple[str, ...]) -> None:
-    group = parser.add_argument_group("configuration", "defaults are those of the preset timit")
-    group.add_argument("--preset", choices=list(PRESETS), help="default: timit for TIMIT, small for a stand-in")
-    types_by_name, said = typing.get_type_hints(Config), meanings()
-    choices = {**CHOICES, "frontend": tuple(FRONTENDS)}
-    for field in dataclasses.fields(Config):
-        if field.name in leave_out:
-            continue
-        kind = types_by_name[field.name]
-        if isinstance(kind, types.UnionType):
-            kind = next(t for t in typing.get_args(kind) if t is not type(None))
-        flag = "--" + field.name.replace("_", "-")
-        default = f"default: {'none' if field.default is None else field.default}"
-        if field.name in PRESETS["small"]:
-            default += f"; preset small: {PRESETS['small'][field.name]}"
-        group.add_argument(
-            flag,
-            dest=f"config_{field.name}",
-            type=kind,
-            choices=choices.get(field.name),
-            metavar=None if field.name in choices else kind.__name__.upper(),
-            help=f"{said[field.name]} ({default})".replace("%", "%%"),
-        )
+    add_config_options(
+        parser,
+        Config,
+        PRESETS,
+        preset_help="default: timit for TIMIT, small for a stand-in",
+        leave_out=leave_out,
+        choices={"frontend": FRONTENDS},
+    )
 
 
 def _config(args: argparse.Namespace, corpus: Corpus) -> Config:
     start: dict[str, Any] = PRESETS[args.preset or default_preset(corpus.name)]
     config = Config.load(args.config) if getattr(args, "config", None) else Config(**start)
-    given = {k.removeprefix("config_"): v for k, v in vars(args).items() if k.startswith("config_") and v is not None}
-    return replace(config, **given)
+    return replace(config, **given_options(args))
 
 
 def _load(args: argparse.Namespace, console: Console) -> Corpus:
@@ -258,5 +219,6 @@ def _summary(result: Any, config: Config, corpus: Corpus, out: Path) -> str:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminate)
+    # Without it, Lightning would end in status 0.
+    raise_on_sigterm()
     sys.exit(main())

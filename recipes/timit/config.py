@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import math
-import re
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recipes.common.files import replace_text
+from recipes.common.options import check_choices, check_not_negative, check_positive, check_seed, choice
 
-CHOICES = {
-    "optimizer": ("adam", "rmsprop"),
-    "schedule": ("steps", "newbob"),
-    "normalization": ("utterance", "speaker", "none"),
-}
+OPTIMIZERS = ("adam", "rmsprop")
+SCHEDULES = ("steps", "newbob")
+NORMALIZATIONS = ("utterance", "speaker", "none")
 
 
 @dataclass(frozen=True)
@@ -68,12 +65,12 @@ class Config:
     hidden: int = 550
     layers: int = 4
     dropout: float = 0.2
-    normalization: str = "speaker"
+    normalization: str = choice("speaker", NORMALIZATIONS)
     epochs: int = 24
     batch_size: int = 8
-    optimizer: str = "rmsprop"
+    optimizer: str = choice("rmsprop", OPTIMIZERS)
     lr: float = 1.6e-3
-    schedule: str = "newbob"
+    schedule: str = choice("newbob", SCHEDULES)
     clip: float = 1.0
     realign_after: int = 8
     monitor_lm_weight: float = 3.0
@@ -90,10 +87,10 @@ class Config:
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"expected a finite {name}, got {value}")
         spec_of(self.frontend)
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"expected {name} in {allowed}, got {getattr(self, name)!r}")
-        for name in (
+        check_choices(self)
+        check_seed(self.seed)
+        check_positive(
+            self,
             "n_fft",
             "win_length",
             "hop_length",
@@ -104,17 +101,13 @@ class Config:
             "layers",
             "epochs",
             "batch_size",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
+            "lr",
+        )
+        check_not_negative(self, "clip", "realign_after", "monitor_lm_weight")
+        if self.frontend_lr_multiplier is not None:
+            check_not_negative(self, "frontend_lr_multiplier")
         if not 0 <= self.preemphasis <= 1:
             raise ValueError(f"expected preemphasis in [0, 1], got {self.preemphasis}")
-        for name in ("seed", "frontend_lr_multiplier", "clip", "realign_after", "monitor_lm_weight"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"expected {name} >= 0, got {value}")
-        if self.lr <= 0:
-            raise ValueError(f"expected lr > 0, got {self.lr}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"expected dropout in [0, 1), got {self.dropout}")
 
@@ -135,21 +128,6 @@ class Config:
             return cls(**values)
         except ValueError as error:
             raise ValueError(f"{path} is not the configuration of a run ({error}): mend or remove it") from error
-
-
-def meanings() -> dict[str, str]:
-    """What each setting means, from the documentation of `Config`.
-
-    >>> meanings()["clip"]
-    'largest norm of the gradient; 0 for any'
-    """
-    lines = (inspect.getdoc(Config) or "").partition("Attributes:\n")[2]
-    said: dict[str, str] = {}
-    for item in re.split(r"\n(?=    \w)", lines):
-        names, _, meaning = item.partition(":")
-        meaning = " ".join(meaning.split()).replace("`", "").rstrip(".")
-        said |= {name.strip(): meaning for name in names.split(",")}
-    return said
 
 
 PRESETS: dict[str, dict[str, Any]] = {
