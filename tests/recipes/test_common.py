@@ -75,7 +75,7 @@ def test_a_row_is_not_contradicted() -> None:
         (BrokenPipeError(32, "Broken pipe"), 141, ""),
     ],
 )  # fmt: skip
-def test_errors_are_described(error, status, message, capsys) -> None:
+def test_errors_are_one_line(error, status, message, capsys) -> None:
     def run(args: argparse.Namespace) -> None:
         raise error
 

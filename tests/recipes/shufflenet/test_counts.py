@@ -109,6 +109,6 @@ def test_command_line(capsys) -> None:
         (["--image-size", "0"], "error: expected --image-size >= 1, got 0"),
     ],
 )
-def test_mistakes_end_in_described(capsys, options, message) -> None:
+def test_mistakes_end_in_one_line(capsys, options, message) -> None:
     assert main(["counts", *options]) == 2
     assert capsys.readouterr().err.strip() == message

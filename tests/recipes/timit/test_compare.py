@@ -177,7 +177,7 @@ def test_command_line_train_and_evaluate(corpus, tmp_path, capsys) -> None:
         (["evaluate", "--data", "{data}", "--run", "{tmp}"], "config.json is missing"),
     ],
 )
-def test_mistakes_end_in_described_that_names_them(corpus, tmp_path, capsys, command, message) -> None:
+def test_mistakes_end_in_one_line_that_names_them(corpus, tmp_path, capsys, command, message) -> None:
     (tmp_path / "file").touch()
     *filled, message = [part.format(tmp=tmp_path, data=corpus.root) for part in (*command, message)]
     assert main([*filled, "--quiet"]) == 2
@@ -186,7 +186,7 @@ def test_mistakes_end_in_described_that_names_them(corpus, tmp_path, capsys, com
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_a_full_disk_ends_in_described_that_names_the_folder(corpus, tmp_path, capsys, monkeypatch) -> None:
+def test_a_full_disk_ends_in_one_line_that_names_the_folder(corpus, tmp_path, capsys, monkeypatch) -> None:
     def full(*_, **__) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

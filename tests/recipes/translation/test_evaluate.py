@@ -214,7 +214,7 @@ def test_counts_and_preparation(prepared, tmp_path, capsys) -> None:
         (("translate", "--run", "{tmp}/x", "--data", "{data}"), "config.json is missing"),
     ],
 )
-def test_errors_of_use_are_described(arguments, message, prepared, tmp_path, capsys) -> None:
+def test_errors_of_use_are_one_line(arguments, message, prepared, tmp_path, capsys) -> None:
     filled = [str(a).format(tmp=tmp_path, data=prepared) for a in arguments]
     assert main(filled) == 2
     error = capsys.readouterr().err
