@@ -186,7 +186,7 @@ def test_mistakes_end_in_one_line_that_names_them(corpus, tmp_path, capsys, comm
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_a_full_disk_ends_in_one_line_that_names_the_folder(corpus, tmp_path, capsys, monkeypatch) -> None:
+def test_a_full_disk_ends_in_one_line(corpus, tmp_path, capsys, monkeypatch) -> None:
     def full(*_, **__) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
