@@ -62,13 +62,10 @@ def _has_code(gpu: int | None) -> bool:
     if gpu not in _has_code_for:
         _has_code_for[gpu] = True  # without a GPU, fake tensors alone come here
         if torch.cuda.is_available():
-            architectures, capability = (
-                torch.ops.kaleido_audio.cuda_architectures(),
-                torch.cuda.get_device_capability(gpu),
-            )
-            _has_code_for[gpu] = runs_on(architectures, capability)
-            own = ".".join(map(str, capability))
-            _missing.setdefault("cuda", f"they were compiled for {architectures}, and this GPU is of capability {own}")
+            known, own = torch.ops.kaleido_audio.cuda_architectures(), torch.cuda.get_device_capability(gpu)
+            if not runs_on(known, own):
+                _has_code_for[gpu] = False
+                _missing["cuda"] = f"they were compiled for {known}, and this GPU has capability {own[0]}.{own[1]}"
     return _has_code_for[gpu]
 
 

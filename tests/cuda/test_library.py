@@ -151,3 +151,21 @@ def test_the_kernels_that_shall_be_fast_do_not_spill() -> None:
     # and at the end of several.
     assert len(checked) == 20 * len(architectures)
     assert not {key: bytes_ for key, bytes_ in checked.items() if bytes_}
+
+
+@needs_library
+def test_a_gpu_that_there_is_no_code_for_takes_plain_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    monkeypatch.setattr(native, "_has_code_for", {})
+    monkeypatch.setattr(native, "_missing", dict(native._missing))
+    monkeypatch.setattr(native, "_warned", set())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu: (7, 5))
+    with FakeTensorMode():
+        x = torch.empty(3, 8, device="cuda")
+        with pytest.warns(UserWarning, match=r"compiled for .*, and this GPU has capability 7\.5"):
+            assert ops.backend(x) == "reference"
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu: (9, 0))
+        native._has_code_for.clear()
+        assert ops.backend(x) == "cuda"
