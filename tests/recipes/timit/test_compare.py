@@ -123,7 +123,14 @@ def test_a_terminated_comparison_ends_its_trainings(corpus, tmp_path) -> None:
 def test_an_interrupted_training_says_so(corpus, tmp_path, number, status) -> None:
     command = [sys.executable, "-m", "recipes.timit", "train", "--data", str(corpus.root), "--out", str(tmp_path)]
     command += ["--frontend", "mfsc", "--hidden", "4", "--epochs", "1000", "--accelerator", "cpu", "--quiet"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which jobs in the background ignore
+    )
     wait_for(tmp_path / "progress.json", process)
     process.send_signal(number)
     assert process.stderr is not None
