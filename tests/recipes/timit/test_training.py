@@ -269,7 +269,7 @@ def test_config_round_trip_and_errors(tmp_path) -> None:
     assert default_preset("TIMIT") == "timit" and default_preset("amazon-queen") == "small"
     for wrong, message in (
         ({"optimizer": "sgd"}, "optimizer in"),
-        ({"layers": 0}, "layers >= 1"),
+        ({"layers": 0}, "layers > 0"),
         ({"dropout": 1.0}, "dropout in"),
         ({"normalization": "corpus"}, "normalization in"),
         ({"realign_after": -1}, "realign_after >= 0"),
