@@ -278,7 +278,7 @@ def test_config_round_trip_and_errors(tmp_path) -> None:
         ({"frontend_lr_multiplier": -0.1}, "frontend_lr_multiplier >= 0"),
         ({"clip": float("nan")}, "a finite clip"),
         ({"clip": -1.0}, "clip >= 0"),
-        ({"seed": -1}, "seed >= 0"),
+        ({"seed": -1}, "0 <= seed"),
         ({"monitor_lm_weight": -1.0}, "monitor_lm_weight >= 0"),
         ({"hidden": "16"}, "hidden of type int"),
         ({"frontend": "mfcc"}, "unknown front end 'mfcc': choose from mfsc"),
