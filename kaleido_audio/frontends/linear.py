@@ -138,9 +138,7 @@ class LinearSpectrogram(Spectrogram):
         for layer in layers:
             layer.requires_grad_("transform" in self.learnable)
         if "window" in self.learnable:
-            window = self.window
-            del self.window
-            self.window = nn.Parameter(window)
+            self.learn_window()
 
     @property
     def n_features(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,7 @@ from kaleido_audio.transforms.filterbank import Filterbank
 from kaleido_audio.transforms.mel import MelFrontEnd
 from kaleido_audio.transforms.options import checked_learnable, learnable_repr
 from kaleido_audio.transforms.spectrograms import KSpectrogram
-from kaleido_audio.transforms.streaming import Framing, Stream
-
-# What Kaldi takes the logarithm of is at least this, in every precision that features are computed in.
-_FLOOR = {torch.float32: torch.finfo(torch.float32).eps, torch.float64: torch.finfo(torch.float64).eps}
+from kaleido_audio.transforms.streaming import Framing
 
 
 class FlooredLogarithm(nn.Module):
@@ -33,7 +30,7 @@ class FlooredLogarithm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compress a spectrogram."""
-        return x.clamp(min=_FLOOR[x.dtype]).log()
+        return x.clamp(min=torch.finfo(x.dtype).eps).log()
 
 
 class KaldiSpectrogram(KSpectrogram):
@@ -277,12 +274,7 @@ class KFbank(MelFrontEnd):
                 features = F.mask_frames(features - means, counts)
             return features, counts
 
-    def stream(self) -> Stream:
-        """The features of a signal that comes in pieces, see `Stream`.
-
-        Raises:
-            ValueError: subtract_mean, which needs the whole signal.
-        """
+    def _features_of_stretches(self) -> Callable[[Tensor], Tensor]:
         if self.subtract_mean:
             raise ValueError("subtract_mean needs the whole signal, which a stream does not know: leave it out")
 
@@ -290,8 +282,7 @@ class KFbank(MelFrontEnd):
             with no_autocast(self.mel_scale.fb):
                 return self._of_frames(self.spectrogram.frames(stretch, snip_edges=True))
 
-        framing = self.spectrogram.framing()
-        return Stream(framing, features, self, n_features=self.n_features, dtype=self.spectrogram.window.dtype)
+        return features
 
     def _of_frames(self, frames: Tensor) -> Tensor:
         emphasized = self.spectrogram.emphasized(frames)
@@ -303,7 +294,7 @@ class KFbank(MelFrontEnd):
         return torch.cat(parts, dim=-2)
 
     def _log_energy(self, frames: Tensor) -> Tensor:
-        energy = frames.square().sum(-1).clamp(min=max(self.energy_floor, _FLOOR[frames.dtype]))
+        energy = frames.square().sum(-1).clamp(min=max(self.energy_floor, torch.finfo(frames.dtype).eps))
         return energy.log().unsqueeze(-2)
 
     def extra_repr(self) -> str:

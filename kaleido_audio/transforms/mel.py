@@ -66,8 +66,13 @@ class MelFrontEnd(nn.Module):
         """The features of a signal that comes in pieces, see `Stream`.
 
         Raises:
-            ValueError: pad_mode is ``"circular"``, which begins with the end of the signal.
+            ValueError: an option that needs the whole signal, such as pad_mode ``"circular"``.
         """
+        features, framing = self._features_of_stretches(), self.spectrogram.framing()
+        return Stream(framing, features, self, n_features=self.n_features, dtype=self.spectrogram.window.dtype)
+
+    def _features_of_stretches(self) -> Callable[[Tensor], Tensor]:
+        """For a `Stream`: it may remember the stretches before."""
         compress = self.compression.stream() if isinstance(self.compression, PCEN) else self.compression
 
         def features(stretch: Tensor) -> Tensor:
@@ -75,8 +80,7 @@ class MelFrontEnd(nn.Module):
                 bands = self.mel_scale(self.spectrogram.of_padded(stretch))
                 return bands if compress is None else compress(bands)
 
-        framing = self.spectrogram.framing()
-        return Stream(framing, features, self, n_features=self.n_features, dtype=self.spectrogram.window.dtype)
+        return features
 
     def _features(self, specgram: Tensor) -> Tensor:
         features = self.mel_scale(specgram)

@@ -111,6 +111,12 @@ class Spectrogram(nn.Module):
         """Number of frames of waveforms of given lengths (samples)."""
         return F.frame_counts(lengths, self.n_fft, self.hop_length, pad=self.pad, center=self.center)
 
+    def learn_window(self) -> None:
+        """Make the window a parameter."""
+        window = self.window
+        del self.window
+        self.window = nn.Parameter(window)
+
     def stream(self) -> Stream:
         """The spectrogram of a signal that comes in pieces, see `Stream`.
 
@@ -247,9 +253,7 @@ class KSpectrogram(Spectrogram):
         # With the weights, because a state_dict may come from a module that began otherwise.
         self.register_buffer("rows", order[: self.n_features].clone())
         if "window" in self.learnable:
-            window = self.window
-            del self.window
-            self.window = nn.Parameter(window)
+            self.learn_window()
 
     @classmethod
     def from_torchaudio(cls, module: Any, **options: Any) -> KSpectrogram:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from recipes.common.files import load_json, naming
 from recipes.timit.config import Config
 from recipes.timit.corpus import Corpus
 from recipes.timit.evaluation import RunResult
@@ -61,17 +60,12 @@ def is_finished(folder: Path) -> bool:
 
 
 def _load(folder: Path) -> Run:
-    config: Config = _read(folder / "config.json", Config.load)
-    history: list[dict[str, float]] = _read(folder / "history.json", lambda path: json.loads(path.read_text()))
-    result: RunResult = _read(folder / "result.json", RunResult.load)
+    remedy = "evaluate the run again, or train it again"
+    config = Config.load(folder / "config.json")
+    history: list[dict[str, float]] = load_json(folder / "history.json", remedy)
+    with naming(folder / "result.json", remedy):
+        result = RunResult.load(folder / "result.json")
     return Run(folder, config, history, result)
-
-
-def _read(path: Path, load: Callable[[Path], Any]) -> Any:
-    try:
-        return load(path)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): evaluate the run again, or train it again") from error
 
 
 def group_runs(runs: Sequence[Run], corpus: Corpus) -> dict[str, list[Run]]:
