@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from kaleido_audio import functional as F
-from kaleido_audio.functional.spectrograms import padded_and_window
 from kaleido_audio.kmatrix import KMatrix
 from kaleido_audio.nn import (
     CirculantLinear,
@@ -146,30 +145,12 @@ class LinearSpectrogram(Spectrogram):
         return self.n_fft // 2 + 1 if self.onesided and self.transform != "identity" else self.n_fft
 
     def _specgram(self, waveform: Tensor, lengths: Tensor | None, pad: int, center: bool) -> Tensor:
-        padded, window = padded_and_window(
-            waveform,
-            pad,
-            self.window,
-            self.n_fft,
-            self.hop_length,
-            self.win_length,
-            self.normalized,
-            center,
-            self.pad_mode,
-            lengths,
-        )
-        frames = padded.unfold(-1, self.n_fft, self.hop_length) * window
+        frames = self._windowed_frames(waveform, lengths, pad, center)
         if self.real is None or self.imaginary is None:
             real = math.sqrt(self.n_fft) * frames
-            imaginary = torch.zeros_like(real)
-        else:
-            real, imaginary = (_outputs(layer, frames, self.n_features) for layer in (self.real, self.imaginary))
-        if self.power is None:
-            result = torch.complex(real, imaginary)
-        else:
-            result = F.power_of_squared(real * real + imaginary * imaginary, self.power)
-        result = result.transpose(-1, -2)
-        return result if lengths is None else F.mask_frames(result, self.frame_counts(lengths))
+            return self._of_parts(real, torch.zeros_like(real), lengths)
+        real, imaginary = (_outputs(layer, frames, self.n_features) for layer in (self.real, self.imaginary))
+        return self._of_parts(real, imaginary, lengths)
 
     def extra_repr(self) -> str:
         """Sizes, in samples, the power, the kind of map, and what is learnable."""
@@ -316,7 +297,7 @@ def _make_layers(
 
 def _outputs(layer: nn.Module, frames: Tensor, count: int) -> Tensor:
     """The first outputs of a layer."""
-    if isinstance(layer, DenseLinear | SparseLinear):  # which need not compute the others
+    if isinstance(layer, nn.Linear | DenseLinear | SparseLinear):  # which need not compute the others
         return nn.functional.linear(frames, layer.weight[:count])
     return layer(frames)[..., :count]
 

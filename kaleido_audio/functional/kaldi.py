@@ -182,12 +182,13 @@ def kaldi_frames(
     first = hop_length // 2 - frame_length // 2
     position = torch.arange(first, first + (frames - 1) * hop_length + frame_length, device=waveform.device)
     if lengths is None:
-        return waveform[..., _mirrored(position, time)].unfold(-1, frame_length, hop_length)
+        source = _mirrored(position, position.new_full((), time))  # ONNX has remainders of tensors alone
+        return waveform[..., source].unfold(-1, frame_length, hop_length)
     source = _mirrored(position, lengths.to(waveform.device, torch.int64).unsqueeze(1))
     return waveform.gather(1, source).unfold(-1, frame_length, hop_length)
 
 
-def _mirrored(position: Tensor, time: int | Tensor) -> Tensor:
+def _mirrored(position: Tensor, time: Tensor) -> Tensor:
     """Samples of a signal of which copies stand in turn backwards and forwards beside it."""
     position = position % (2 * time)
     return torch.minimum(position, 2 * time - 1 - position)

@@ -132,7 +132,7 @@ class _NonNegative(torch.autograd.Function):
 
     @staticmethod
     def forward(weights: Tensor) -> Tensor:
-        return weights.clamp(min=0)
+        return weights.relu()  # clamp is one of the few operators that torch.onnx does not export of a parameter
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:

@@ -260,7 +260,11 @@ def _magnitude_power(spectrum: Tensor, power: float | None) -> Tensor:
     """``|spectrum| ** power`` in real arithmetic."""
     if power is None:
         return spectrum
-    real, imaginary = spectrum.real, spectrum.imag
+    return magnitude_power(spectrum.real, spectrum.imag, power)
+
+
+def magnitude_power(real: Tensor, imaginary: Tensor, power: float) -> Tensor:
+    """``abs(real + i imaginary) ** power`` in real arithmetic, see `power_of_squared`."""
     return power_of_squared(real * real + imaginary * imaginary, power)
 
 

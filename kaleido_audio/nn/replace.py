@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,14 @@ Dense = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 Structured = StructuredLinear | KConv1x1
 Select = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
 _SPATIAL_DIMS: dict[type, int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+
+
+@runtime_checkable
+class HasDenseForm(Protocol):
+    """A module that has a K-matrix and can do without: the spectrograms of `kaleido_audio.transforms`."""
+
+    def dense_form(self) -> nn.Module:
+        """A copy with a dense matrix."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +175,9 @@ def to_dense(model: nn.Module) -> nn.Module:
     """Swap structured layers for dense ones with the same matrix: to export a model, or where dense is faster.
 
     Every `StructuredLinear` becomes a `torch.nn.Linear` and every `KConv1x1` a `torch.nn.Conv1d`,
-    `torch.nn.Conv2d` or `torch.nn.Conv3d`. Biases, device, dtype, training mode and ``requires_grad`` are kept.
+    `torch.nn.Conv2d` or `torch.nn.Conv3d`. A learnable spectrogram, by itself or in a front end, keeps its class and
+    has a `kaleido_audio.transforms.DenseTransform` in the place of its K-matrix, in real arithmetic. Biases, device,
+    dtype, training mode and ``requires_grad`` are kept.
 
     Args:
         model: changed in place.
@@ -192,7 +202,7 @@ def to_dense(model: nn.Module) -> nn.Module:
         if module not in replaced:
             owner.update((parameter, name) for parameter in module.parameters(recurse=False))
     for module, name in layers.items():
-        if type(module).forward not in (StructuredLinear.forward, KConv1x1.forward):
+        if isinstance(module, Structured) and type(module).forward not in (StructuredLinear.forward, KConv1x1.forward):
             raise ValueError(f"{name} is a {type(module).__name__} with a forward() of its own, which would be lost")
         for part in module.modules():
             if _has_hooks(part):
@@ -276,12 +286,13 @@ def _has_hooks(module: nn.Module) -> bool:
     return any(hooks)
 
 
-def _outermost(model: nn.Module) -> dict[Structured, str]:
-    """Structured layers that are no part of another, with their first names."""
-    layers: dict[Structured, str] = {}
+def _outermost(model: nn.Module) -> dict[nn.Module, str]:
+    """Modules with a dense form that are no part of another such, with their first names."""
+    layers: dict[nn.Module, str] = {}
     inner: set[nn.Module] = set()
     for name, module in model.named_modules():
-        if isinstance(module, Structured) and module not in inner:
+        has_dense_form = isinstance(module, Structured | HasDenseForm)
+        if has_dense_form and module not in inner:
             layers[module] = name or "the model"
             inner.update(module.modules())
     return layers
@@ -332,20 +343,23 @@ def _successor(
     return successor, error
 
 
-def _dense(module: Structured) -> Dense:
-    dense: Any
-    if isinstance(module, KConv1x1):
-        kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[module.spatial_dims - 1]
-        dense = kind(module.in_channels, module.out_channels, 1, bias=module.bias is not None, device="meta")
-    else:
-        dense = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
+def _dense(module: nn.Module) -> nn.Module:
     with torch.inference_mode(False), torch.no_grad():  # a parameter that can be trained, wherever this is called
+        if isinstance(module, HasDenseForm):
+            return module.dense_form()
+        assert isinstance(module, Structured)
+        dense: Any
+        if isinstance(module, KConv1x1):
+            kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[module.spatial_dims - 1]
+            dense = kind(module.in_channels, module.out_channels, 1, bias=module.bias is not None, device="meta")
+        else:
+            dense = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
         weight = module.weight
         dense.to_empty(device=weight.device).to(weight.dtype).train(module.training)
         dense.weight.copy_(weight)
         dense.weight.requires_grad_(any(p.requires_grad for p in module.parameters() if p is not module.bias))
         _copy_bias(module.bias, dense.bias)
-    return dense
+        return dense
 
 
 @torch.no_grad()

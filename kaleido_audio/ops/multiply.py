@@ -256,6 +256,11 @@ def no_autocast(x: Tensor) -> AbstractContextManager[object]:
 def _multiply(x: Tensor, factors: Tensor, rows: Tensor | slice) -> Tensor:
     """The chosen outputs, once the arguments are known to fit."""
     x, factors, dtype = _common_types(x, factors)
+    if (x.is_complex() or factors.is_complex()) and native.goes_to_onnx():
+        raise ValueError(
+            "ONNX has no complex numbers: export kaleido_audio.nn.to_dense(copy.deepcopy(model)), whose spectrograms "
+            "are real matrices"
+        )
     if native.is_native(x) and len(factors) and factors.shape[-1] > 1:
         return _multiply_natively(x, factors, rows, dtype)
     with no_autocast(x):

@@ -49,11 +49,17 @@ def is_native(x: Tensor) -> bool:
     """Whether a native kernel takes tensors like ``x`` now; says once if there is none for want of a library."""
     device = x.device
     if device.type in _devices and (device.type != "cuda" or _has_code(device.index)):
-        # Forward-mode differentiation goes through the composite path, which has rules for it.
-        return forward_ad._current_level < 0
+        # Forward-mode differentiation goes through the composite path, which has rules for it, and so does ONNX.
+        return forward_ad._current_level < 0 and not goes_to_onnx()
     if device.type in _missing:
         _warn_once(device.type)
     return False
+
+
+@torch.compiler.assume_constant_result  # or torch.compile would take it for False
+def goes_to_onnx() -> bool:
+    """Whether `torch.onnx.export` is looking."""
+    return torch.onnx.is_in_onnx_export()
 
 
 @torch.compiler.assume_constant_result

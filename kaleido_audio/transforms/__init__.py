@@ -1,6 +1,7 @@
 """Learnable spectrograms that start as exact copies of torchaudio's and Kaldi's: thin modules over `functional`."""
 
 from kaleido_audio.transforms.compression import COMPRESSIONS, PCEN, Compression
+from kaleido_audio.transforms.dense import DenseTransform
 from kaleido_audio.transforms.filterbank import Filterbank
 from kaleido_audio.transforms.kaldi import FlooredLogarithm, KFbank
 from kaleido_audio.transforms.mel import KMelSpectrogram, MelFrontEnd, mel_parts
@@ -11,6 +12,7 @@ __all__ = [
     "COMPRESSIONS",
     "PCEN",
     "Compression",
+    "DenseTransform",
     "Filterbank",
     "FlooredLogarithm",
     "KFbank",

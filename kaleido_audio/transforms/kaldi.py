@@ -12,6 +12,7 @@ from kaleido_audio import functional as F
 from kaleido_audio import ops
 from kaleido_audio.kmatrix import KMatrix
 from kaleido_audio.ops import no_autocast
+from kaleido_audio.transforms.dense import DenseTransform
 from kaleido_audio.transforms.filterbank import Filterbank
 from kaleido_audio.transforms.mel import MelFrontEnd
 from kaleido_audio.transforms.options import checked_learnable, learnable_repr
@@ -138,9 +139,16 @@ class KaldiSpectrogram(KSpectrogram):
 
     def of_frames(self, frames: Tensor) -> Tensor:
         """Spectrogram ``(..., n_freqs, frames)`` of pre-emphasised frames."""
+        if isinstance(self.transform, DenseTransform):
+            real, imaginary = self.transform(frames * self.window)
+            return self._of_parts(real, imaginary, None)
         signal, length = frames.flatten(-2), frames.shape[-1]
         squared = ops.butterfly_power_spectrum(signal, self.window, self.transform.factors, self.rows, length)
         return F.power_of_squared(squared, float(self.power or 2.0)).transpose(-1, -2)
+
+    @property
+    def _transform_inputs(self) -> int:
+        return self.win_length
 
     def _specgram(self, waveform: Tensor, lengths: Tensor | None, pad: int, center: bool) -> Tensor:
         specgram = self.of_frames(self.emphasized(self.frames(waveform, lengths)))

@@ -245,6 +245,8 @@ class KMelSpectrogram(MelFrontEnd):
         spectrogram, compression = self.spectrogram, self.compression
         if not isinstance(spectrogram, KSpectrogram) or spectrogram.power is None:
             return None
+        if not isinstance(spectrogram.transform, KMatrix):
+            return None
         log_scale, eps = None, 1e-6
         if compression is not None:
             if not isinstance(compression, Compression) or compression.log_eps is not None:

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kaleido_audio import exact
+from kaleido_audio import exact, ops
 from kaleido_audio import functional as F
 from kaleido_audio.factors import identity_factors
+from kaleido_audio.functional.spectrograms import padded_and_window
 from kaleido_audio.kmatrix import KMatrix, padded_size
 from kaleido_audio.ops import no_autocast
+from kaleido_audio.transforms.dense import DenseTransform
 from kaleido_audio.transforms.options import checked_dtype, checked_learnable, learnable_repr
 from kaleido_audio.transforms.streaming import Framing, Stream
 
@@ -161,6 +163,31 @@ class Spectrogram(nn.Module):
             lengths=lengths,
         )
 
+    def _windowed_frames(self, waveform: Tensor, lengths: Tensor | None, pad: int, center: bool) -> Tensor:
+        """Frames ``(..., frames, n_fft)`` times the window."""
+        padded, window = padded_and_window(
+            waveform,
+            pad,
+            self.window,
+            self.n_fft,
+            self.hop_length,
+            self.win_length,
+            self.normalized,
+            center,
+            self.pad_mode,
+            lengths,
+        )
+        return padded.unfold(-1, self.n_fft, self.hop_length) * window
+
+    def _of_parts(self, real: Tensor, imaginary: Tensor, lengths: Tensor | None) -> Tensor:
+        """The result ``(..., n_freqs, frames)`` for a spectrum ``(..., frames, n_freqs)``."""
+        if self.power is None:
+            result = torch.complex(real, imaginary)
+        else:
+            result = F.magnitude_power(real, imaginary, self.power)
+        result = result.transpose(-1, -2)
+        return result if lengths is None else F.mask_frames(result, self.frame_counts(lengths))
+
     def extra_repr(self) -> str:
         """Sizes, in samples, and the power."""
         return f"n_fft={self.n_fft}, win_length={self.win_length}, hop_length={self.hop_length}, power={self.power}"
@@ -207,6 +234,7 @@ class KSpectrogram(Spectrogram):
     ['transform.weight']
     """
 
+    transform: KMatrix | DenseTransform
     rows: Tensor
 
     def __init__(
@@ -248,8 +276,7 @@ class KSpectrogram(Spectrogram):
         self.learnable = checked_learnable(learnable, ("transform", "window"))
         width, expansion = F.check_at_least("width", width, 1), F.check_at_least("expansion", expansion, 1)
         transform, order = _make_transform(self.n_fft, init, width, expansion, _COMPLEX[self.window.dtype])
-        self.transform = transform
-        self.transform.requires_grad_("transform" in self.learnable)
+        self.transform = transform.requires_grad_("transform" in self.learnable)
         # With the weights, because a state_dict may come from a module that began otherwise.
         self.register_buffer("rows", order[: self.n_features].clone())
         if "window" in self.learnable:
@@ -268,7 +295,25 @@ class KSpectrogram(Spectrogram):
         """
         return cls(**settings_of(module), **options).to(module.window.device)
 
+    def dense_form(self) -> KSpectrogram:
+        """A copy with the K-matrix as a real dense matrix, see `kaleido_audio.nn.to_dense`."""
+        result = copy.deepcopy(self)
+        if isinstance(self.transform, KMatrix):
+            matrix = ops.to_dense(self.transform.factors, in_features=self._transform_inputs)[self.rows]
+            learned = any(parameter.requires_grad for parameter in self.transform.parameters())
+            result.transform = DenseTransform(matrix).requires_grad_(learned).train(self.training)
+            del result.rows
+        return result
+
+    @property
+    def _transform_inputs(self) -> int:
+        """Samples of a windowed frame."""
+        return self.n_fft
+
     def _specgram(self, waveform: Tensor, lengths: Tensor | None, pad: int, center: bool) -> Tensor:
+        if isinstance(self.transform, DenseTransform):
+            real, imaginary = self.transform(self._windowed_frames(waveform, lengths, pad, center))
+            return self._of_parts(real, imaginary, lengths)
         return F.k_spectrogram(
             waveform,
             pad,
