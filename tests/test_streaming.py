@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kaleido_audio.frontends import MFSC
-from kaleido_audio.transforms import KFbank, KMelSpectrogram, KSpectrogram, Spectrogram
+from kaleido_audio.transforms import FlooredLogarithm, KFbank, KMelSpectrogram, KSpectrogram, Spectrogram
 
 FRONT_ENDS = [
     KMelSpectrogram(16000, 64, n_mels=8, compression="log", dtype=torch.float64),
@@ -27,6 +27,8 @@ FRONT_ENDS = [
     KFbank(sample_frequency=8000.0, snip_edges=False, dtype=torch.float64),
     KFbank(sample_frequency=8000.0, snip_edges=False, frame_shift=40.0, dtype=torch.float64),
 ]
+
+FRONT_ENDS[1].compression = FlooredLogarithm("db", floor=0.1)
 
 
 def noise(*shape: int) -> Tensor:

@@ -16,7 +16,16 @@ from torch import Tensor, nn
 
 from kaleido_audio import KMatrix, exact
 from kaleido_audio.frontends import MFSC, SincNet
-from kaleido_audio.transforms import PCEN, Compression, Filterbank, KFbank, KMelSpectrogram, KSpectrogram, Spectrogram
+from kaleido_audio.transforms import (
+    PCEN,
+    Compression,
+    Filterbank,
+    FlooredLogarithm,
+    KFbank,
+    KMelSpectrogram,
+    KSpectrogram,
+    Spectrogram,
+)
 
 PAD_MODES = ("reflect", "constant", "replicate", "circular")
 SPEECH = {"sample_rate": 16000, "n_fft": 512, "win_length": 400, "hop_length": 160, "n_mels": 40}
@@ -619,6 +628,12 @@ def test_parts_check_their_arguments():
         Compression("pcen", 3)
     with pytest.raises(ValueError, match="gain > 0"):
         PCEN(3, 16000, 160, gain=0.0)
+    with pytest.raises(ValueError, match="kind in"):
+        FlooredLogarithm("pcen")
+    with pytest.raises(ValueError, match="floor > 0, got 0"):
+        FlooredLogarithm(floor=0.0)
+    with pytest.raises(ValueError, match="power > 0"):
+        FlooredLogarithm("db", power=-1.0)
 
 
 def test_learnable_compressions_start_where_fixed_ones_are():
@@ -626,6 +641,37 @@ def test_learnable_compressions_start_where_fixed_ones_are():
     for kind in ("log", "log10", "db"):
         assert relative_error(Compression(kind, 5, learnable=True)(x), Compression(kind, 5)(x)) < 1e-5
     assert relative_error(PCEN(5, 16000, 160, learnable=True)(x), PCEN(5, 16000, 160)(x)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["log", "log10", "db"])
+def test_a_floor_is_like_an_offset_above_it_and_has_no_gradient_below(kind):
+    x = torch.logspace(-4, 4, 50, dtype=torch.float64).requires_grad_()
+    floored = FlooredLogarithm(kind, floor=1e-2, power=1.0)
+    got, offset = floored(x), Compression(kind, 1, power=1.0, eps=1e-12)(x.unsqueeze(0))[0]
+    above = x >= 1e-2
+    assert torch.allclose(got[above], offset[above])
+    assert torch.equal(got[~above], floored(torch.full_like(x[~above], 1e-2)))
+    (gradient,) = torch.autograd.grad(got.sum(), x)
+    assert torch.equal(gradient != 0, above)
+
+
+def test_filters_and_a_floor_of_ones_own():
+    module, given = KMelSpectrogram(**SMALL), torch.rand(33, 5, generator=torch.Generator().manual_seed(0))
+    bands = KMelSpectrogram(**SMALL)
+    bands.mel_scale = module.mel_scale = Filterbank(given)
+    module.compression = FlooredLogarithm("log10", floor=0.1)
+    x, lengths = noise(2, 600), torch.tensor([600, 300])
+    assert relative_error(module(x), bands(x).clamp(min=0.1).log10()) < 1e-6 and module.n_features == 5
+    features, counts = module(x, lengths)
+    assert counts.tolist() == [38, 19] and not features[1, :, 19:].any()
+    assert relative_error(features[1, :, :19], module(x[1, :300])) < 1e-5
+    fresh = KMelSpectrogram(**{**SMALL, "n_mels": 5})
+    fresh.compression = FlooredLogarithm("log10", floor=0.1)
+    fresh.load_state_dict(module.state_dict())
+    assert torch.equal(fresh(x), module(x))
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    assert relative_error(compiled(x, lengths)[0], features) < 1e-6
+    assert relative_error(torch.export.export(module, (x,)).module()(x), module(x)) < 1e-6
 
 
 @pytest.mark.parametrize("n_fft, compression", [(8, "log"), (6, "pcen")])

@@ -76,6 +76,51 @@ class Compression(nn.Module):
         return f"{self.kind!r}, eps={self.eps}, {'fixed' if self.log_eps is None else 'learnable'}"
 
 
+class FlooredLogarithm(nn.Module):
+    """Logarithm of the greater of x and a floor.
+
+    Below the floor the gradient is zero, where `Compression`, with its offset, lets every band learn. Many pipelines
+    have a floor: put one into the front end that is to equal them, ``front_end.compression = FlooredLogarithm(...)``.
+
+    Args:
+        kind: ``"log"``, ``"log10"`` or ``"db"``.
+        floor: positive number. By default that of Kaldi: the distance from 1 to the next number of x's type, 1.2e-7
+            in float32.
+        power: exponent of the magnitude in x, which scales decibels.
+
+    Shape:
+        ``forward(x)``: any shape to the same.
+
+    Source: Kaldi, ``feat/feature-fbank.cc``; torchaudio and librosa have decibels with a floor (amin).
+
+    >>> FlooredLogarithm()(torch.tensor([0.0, 1.0]))
+    tensor([-15.9424,   0.0000])
+    >>> FlooredLogarithm("db", floor=1e-10)(torch.tensor([0.0, 100.0]))
+    tensor([-100.,   20.])
+    """
+
+    def __init__(self, kind: str = "log", *, floor: float | None = None, power: float = 2.0) -> None:
+        super().__init__()
+        F.check_choice("kind", kind, COMPRESSIONS[:3])
+        for name, value in (("floor", floor), ("power", power)):
+            if value is not None and not value > 0:
+                raise ValueError(f"expected {name} > 0, got {value}")
+        self.kind = kind
+        self.floor = floor
+        self.power = power
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compress a spectrogram."""
+        x = x.clamp(min=torch.finfo(x.dtype).eps if self.floor is None else self.floor)
+        if self.kind == "log":
+            return x.log()
+        return x.log10() if self.kind == "log10" else (20.0 / self.power) * x.log10()
+
+    def extra_repr(self) -> str:
+        """Kind and floor."""
+        return f"{self.kind!r}, floor={'eps' if self.floor is None else self.floor}"
+
+
 class PCEN(nn.Module):
     """Per-channel energy normalisation, see `kaleido_audio.functional.pcen`.
 

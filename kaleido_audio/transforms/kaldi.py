@@ -6,32 +6,19 @@ import math
 from collections.abc import Callable, Collection
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kaleido_audio import functional as F
 from kaleido_audio import ops
 from kaleido_audio.kmatrix import KMatrix
 from kaleido_audio.ops import no_autocast
+from kaleido_audio.transforms.compression import FlooredLogarithm
 from kaleido_audio.transforms.dense import DenseTransform
 from kaleido_audio.transforms.filterbank import Filterbank
 from kaleido_audio.transforms.mel import MelFrontEnd
 from kaleido_audio.transforms.options import checked_learnable, learnable_repr
 from kaleido_audio.transforms.spectrograms import KSpectrogram
 from kaleido_audio.transforms.streaming import Framing
-
-
-class FlooredLogarithm(nn.Module):
-    """Natural logarithm of the greater of x and a floor, below which the gradient is zero.
-
-    The floor is the distance from 1 to the next number of x's type, 1.2e-7 in float32, as in Kaldi.
-
-    >>> FlooredLogarithm()(torch.tensor([0.0, 1.0]))
-    tensor([-15.9424,   0.0000])
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Compress a spectrogram."""
-        return x.clamp(min=torch.finfo(x.dtype).eps).log()
 
 
 class KaldiSpectrogram(KSpectrogram):
