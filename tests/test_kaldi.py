@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -74,6 +74,16 @@ def test_equal_to_torchaudio_gradients_included(options: dict, dtype: torch.dtyp
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=10 * tolerance * largest)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("options", [{}, {"use_energy": True, "energy_floor": 0.0}], ids=str)
+def test_the_floor_is_the_same_in_both_precisions(options: dict, dtype: torch.dtype, tolerance: float) -> None:
+    quiet = noise(2, 4000, dtype=dtype) * torch.logspace(-4, -12, 4000, dtype=dtype)
+    quiet[1, 2000:] = 0
+    expected = torchaudio_fbank(quiet, options)
+    assert expected.min() == expected[1, :, -1].max()
+    torch.testing.assert_close(KFbank(dtype=dtype, **options)(quiet), expected, rtol=0, atol=16 * tolerance)
+
+
 @pytest.mark.parametrize("options", [options for options in OPTIONS if "subtract_mean" not in options], ids=str)
 def test_equal_to_kaldi_itself(options: dict) -> None:
     knf = pytest.importorskip("kaldi_native_fbank")
@@ -116,6 +126,7 @@ def test_a_tone_lies_in_its_filter() -> None:
 
 @pytest.mark.parametrize("snip_edges", [True, False])
 @pytest.mark.parametrize("subtract_mean", [True, False])
+@settings(deadline=None, derandomize=True)
 @given(lengths=st.lists(st.integers(400, 2000), min_size=1, max_size=4))
 def test_an_item_of_a_padded_batch_gives_what_it_gives_alone(
     lengths: list[int], subtract_mean: bool, snip_edges: bool

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -36,6 +36,7 @@ def noise(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize("front_end", FRONT_ENDS, ids=lambda module: f"{type(module).__name__}-{module.hop_length}")
+@settings(deadline=None, derandomize=True)
 @given(sizes=st.lists(st.integers(0, 300), min_size=1, max_size=8), items=st.sampled_from([(), (2,), (1, 2)]))
 def test_pieces_of_any_size_give_the_whole(front_end: nn.Module, sizes: list[int], items: tuple[int, ...]) -> None:
     waveform = noise(*items, sum(sizes))

@@ -13,6 +13,8 @@ from kaleido_audio import functional as F
 from kaleido_audio.transforms.options import checked_dtype
 
 COMPRESSIONS = ("log", "log10", "db", "pcen")
+KALDI_FLOOR = torch.finfo(torch.float32).eps
+"""Least power of which Kaldi takes a logarithm, whatever precision it computes in."""
 
 
 class Compression(nn.Module):
@@ -84,8 +86,7 @@ class FlooredLogarithm(nn.Module):
 
     Args:
         kind: ``"log"``, ``"log10"`` or ``"db"``.
-        floor: positive number. By default that of Kaldi: the distance from 1 to the next number of x's type, 1.2e-7
-            in float32.
+        floor: positive number. By default that of Kaldi, 1.2e-7, in float64 too: `KALDI_FLOOR`.
         power: exponent of the magnitude in x, which scales decibels.
 
     Shape:
@@ -99,11 +100,11 @@ class FlooredLogarithm(nn.Module):
     tensor([-100.,   20.])
     """
 
-    def __init__(self, kind: str = "log", *, floor: float | None = None, power: float = 2.0) -> None:
+    def __init__(self, kind: str = "log", *, floor: float = KALDI_FLOOR, power: float = 2.0) -> None:
         super().__init__()
         F.check_choice("kind", kind, COMPRESSIONS[:3])
         for name, value in (("floor", floor), ("power", power)):
-            if value is not None and not value > 0:
+            if not value > 0:
                 raise ValueError(f"expected {name} > 0, got {value}")
         self.kind = kind
         self.floor = floor
@@ -111,14 +112,14 @@ class FlooredLogarithm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compress a spectrogram."""
-        x = x.clamp(min=torch.finfo(x.dtype).eps if self.floor is None else self.floor)
+        x = x.clamp(min=self.floor)
         if self.kind == "log":
             return x.log()
         return x.log10() if self.kind == "log10" else (20.0 / self.power) * x.log10()
 
     def extra_repr(self) -> str:
         """Kind and floor."""
-        return f"{self.kind!r}, floor={'eps' if self.floor is None else self.floor}"
+        return f"{self.kind!r}, floor={self.floor:.4g}"
 
 
 class PCEN(nn.Module):

@@ -12,7 +12,7 @@ from kaleido_audio import functional as F
 from kaleido_audio import ops
 from kaleido_audio.kmatrix import KMatrix
 from kaleido_audio.ops import no_autocast
-from kaleido_audio.transforms.compression import FlooredLogarithm
+from kaleido_audio.transforms.compression import KALDI_FLOOR, FlooredLogarithm
 from kaleido_audio.transforms.dense import DenseTransform
 from kaleido_audio.transforms.filterbank import Filterbank
 from kaleido_audio.transforms.mel import MelFrontEnd
@@ -289,7 +289,7 @@ class KFbank(MelFrontEnd):
         return torch.cat(parts, dim=-2)
 
     def _log_energy(self, frames: Tensor) -> Tensor:
-        energy = frames.square().sum(-1).clamp(min=max(self.energy_floor, torch.finfo(frames.dtype).eps))
+        energy = frames.square().sum(-1).clamp(min=max(self.energy_floor, KALDI_FLOOR))
         return energy.log().unsqueeze(-2)
 
     def extra_repr(self) -> str:
