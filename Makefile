@@ -4,6 +4,7 @@
 # make test-wheel all tests, on the wheel
 # make smoke      a few tests of the wheel on another torch, and of installing without a compiler
 # make cuda       the CUDA kernels in the checkout: wants nvcc and no GPU; the wheel has them where there is nvcc
+# make gpu        on a machine with a GPU: the kernels' tests there, benchmarks and sanitizers; logs in runs/gpu
 # make sanitize   the tests of the operators under AddressSanitizer and UndefinedBehaviorSanitizer
 # make test-wide  the same tests of the 512-bit kernels, on a processor that need not have AVX-512
 # make check-arm64  the kernels against the definition, cross-compiled and emulated
@@ -37,7 +38,7 @@ WIDE := build/wide/kaleido_audio_cpu.so
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1 \
   -DKALEIDO_ONLY_BASELINE -march=native
 
-.PHONY: setup cuda demo test test-wheel smoke wheel sanitize test-wide check-arm64 profile lint clean
+.PHONY: setup cuda gpu demo test test-wheel smoke wheel sanitize test-wide check-arm64 profile lint clean
 
 setup: $(VENV)/.ready $(LIBRARY)
 
@@ -60,6 +61,9 @@ cuda: $(CUDA_LIBRARY)
 $(CUDA_LIBRARY): $(CUDA_SOURCES) $(LIBRARY)
 	@echo "Compiling the CUDA kernels: about 7 minutes on two cores, without output"
 	KALEIDO_CUDA=1 KALEIDO_PTXAS_REPORT=$(CURDIR)/$(PTXAS_REPORT) $(BIN)/python cuda/build.py --output $@
+
+gpu: $(CUDA_LIBRARY)
+	PYTHON=$(CURDIR)/$(BIN)/python cuda/on_gpu.sh runs/gpu
 
 demo: setup
 	$(BIN)/python -m recipes.timit prepare synthetic --out data/synthetic --keep
