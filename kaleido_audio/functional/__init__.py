@@ -11,6 +11,7 @@ from kaleido_audio.functional.compression import (
     log_compression,
     pcen,
     pcen_level,
+    pcen_of_level,
     pcen_smoothing,
 )
 from kaleido_audio.functional.framing import PAD_MODES, check_lengths, frame, frame_counts, mask_frames
@@ -63,6 +64,7 @@ __all__ = [
     "nonnegative",
     "pcen",
     "pcen_level",
+    "pcen_of_level",
     "pcen_smoothing",
     "power_of_squared",
     "pre_emphasize_frames",

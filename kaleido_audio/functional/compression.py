@@ -114,10 +114,34 @@ def pcen(
         raise ValueError(f"expected x of shape (..., n_channels, frames), got {tuple(x.shape)}")
     if not isinstance(smoothing, Tensor) and not 0 < smoothing <= 1:
         raise ValueError(f"expected smoothing in (0, 1], got {smoothing}")
+    level = pcen_level(x, smoothing, initial=initial)
+    return pcen_of_level(x, level, gain=gain, bias=bias, power=power, eps=eps)
+
+
+def pcen_of_level(
+    x: Tensor,
+    level: Tensor,
+    *,
+    gain: float | Tensor = 0.98,
+    bias: float | Tensor = 2.0,
+    power: float | Tensor = 0.5,
+    eps: float = 1e-6,
+) -> Tensor:
+    """`pcen` where the smoothed energy is known already.
+
+    Args:
+        x, gain, bias, power, eps: as in `pcen`.
+        level: m, of `pcen_level`, of the shape of x.
+
+    Shape:
+        result ``(..., n_channels, frames)``.
+
+    >>> pcen_of_level(torch.tensor([[3.0]]), torch.tensor([[3.0]]), gain=1.0, bias=1.0, eps=1e-9)
+    tensor([[0.4142]])
+    """
     for name, value in (("gain", gain), ("bias", bias), ("power", power), ("eps", eps)):
         if not isinstance(value, Tensor) and not value > 0:
             raise ValueError(f"expected {name} > 0, got {value}")
-    level = pcen_level(x, smoothing, initial=initial)
     gain, bias, power = (_per_channel(value, x) for value in (gain, bias, power))
     # In logarithms: (eps + m) ** -gain is exact for m far below and far above eps.
     normalised = x * torch.exp(-gain * (math.log(eps) + torch.log1p(level / eps)))
@@ -153,7 +177,9 @@ def _first_order(u: Tensor, decay: Tensor, initial: Tensor) -> Tensor:
         u ``(..., channels, frames)``, decay ``()`` or ``(channels, 1)``, initial broadcastable to
         ``(..., channels, 1)``.
     """
-    return _by_blocks(u, decay, initial, (_SMOOTHING_BLOCK, _SMOOTHING_BLOCK))
+    # A block alone is one product; graphs are made for any number of frames.
+    short = not torch.compiler.is_compiling() and u.shape[-1] <= _SMOOTHING_BLOCK
+    return _by_blocks(u, decay, initial, () if short else (_SMOOTHING_BLOCK, _SMOOTHING_BLOCK))
 
 
 def _by_blocks(u: Tensor, decay: Tensor, initial: Tensor, sizes: tuple[int, ...]) -> Tensor:

@@ -198,15 +198,15 @@ class PCEN(nn.Module):
         def compress(x: Tensor) -> Tensor:
             nonlocal level
             values = self._values()
-            result = F.pcen(x, eps=self.eps, initial=level, **values)
-            level = F.pcen_level(x, values["smoothing"], initial=level)[..., -1].detach()
-            return result
+            levels = F.pcen_level(x, values.pop("smoothing"), initial=level)
+            level = levels[..., -1].detach()
+            return F.pcen_of_level(x, levels, eps=self.eps, **values)
 
         return compress
 
     def _values(self) -> dict[str, Any]:
         if not self.learnable:
-            return self.start
+            return dict(self.start)
         return {
             "smoothing": self.logit_smoothing.sigmoid(),
             "gain": self.log_gain.exp(),
