@@ -23,7 +23,7 @@ def log_compression(x: Tensor, eps: float | Tensor = 1e-6) -> Tensor:
     >>> log_compression(torch.zeros(1, 1), eps=1.0)
     tensor([[0.]])
     """
-    return (x + _per_channel(eps, x)).log()
+    return (x + (_per_channel(eps, x) if isinstance(eps, Tensor) else eps)).log()
 
 
 def log10_compression(x: Tensor, eps: float | Tensor = 1e-6) -> Tensor:
@@ -35,7 +35,7 @@ def log10_compression(x: Tensor, eps: float | Tensor = 1e-6) -> Tensor:
     >>> log10_compression(torch.full((1, 1), 99.0), eps=1.0)
     tensor([[2.]])
     """
-    return (x + _per_channel(eps, x)).log10()
+    return (x + (_per_channel(eps, x) if isinstance(eps, Tensor) else eps)).log10()
 
 
 def db_compression(x: Tensor, power: float = 2.0, eps: float | Tensor = 1e-6) -> Tensor:

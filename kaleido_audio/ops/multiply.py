@@ -250,7 +250,12 @@ def butterfly_filterbank(
 
 def no_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Autocast switched off for the device of x; the meta device has none."""
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+    if x.is_meta:
+        return nullcontext()
+    # A graph may be run under an autocast that is not there yet.
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return nullcontext()
 
 
 def _multiply(x: Tensor, factors: Tensor, rows: Tensor | slice) -> Tensor:
