@@ -20,7 +20,8 @@ struct Block {
     extern __shared__ __align__(128) char memory[];
     return memory;
   }
-  // x, which is the same for all threads of a warp, in a register of the warp's: an address plus that costs nothing.
+  // x, which is the same for all threads of a warp, in a register of the warp's: an address plus that costs nothing, and
+  // the compiler sees that threads go the same way where that depends on x.
   __device__ __forceinline__ int uniform(int x) const { return int(__reduce_or_sync(~0u, unsigned(x))); }
 
   // Places in shared memory, of this block or of another one of its cluster, in bytes.
@@ -100,17 +101,25 @@ struct Block {
   }
   // Until that phase of this block's barrier has ended; that before the first has.
   __device__ __forceinline__ void wait(Address barrier, int phase) const {
-    int ended = 0;
-    while (!ended)
-      asm volatile(
-          "{\n"
-          ".reg .pred ended;\n"
-          "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 ended, [%1], %2;\n"
-          "selp.b32 %0, 1, 0, ended;\n"
-          "}"
-          : "=r"(ended)
-          : "r"(barrier), "r"(phase)
-          : "memory");
+    while (!has_ended(barrier, phase)) continue;
+  }
+  // The same, of all threads of a warp at once, which the compiler then sees.
+  __device__ __forceinline__ void wait_as_warp(Address barrier, int phase) const {
+    while (!__all_sync(~0u, has_ended(barrier, phase))) continue;
+  }
+  // May take a while to say no.
+  __device__ __forceinline__ int has_ended(Address barrier, int phase) const {
+    int ended;
+    asm volatile(
+        "{\n"
+        ".reg .pred ended;\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 ended, [%1], %2;\n"
+        "selp.b32 %0, 1, 0, ended;\n"
+        "}"
+        : "=r"(ended)
+        : "r"(barrier), "r"(phase)
+        : "memory");
+    return ended;
   }
   // Writes x to any block, and tells so to that barrier of the same block (st.async).
   template <class T>
@@ -140,6 +149,7 @@ struct Block {
   __device__ __forceinline__ void arrive_and_expect(Address, int) const {}
   __device__ __forceinline__ void arrive(Address) const {}
   __device__ __forceinline__ void wait(Address, int) const {}
+  __device__ __forceinline__ void wait_as_warp(Address, int) const {}
   template <class T>
   __device__ __forceinline__ void put(Address, const T&, Address) const {}
 #endif

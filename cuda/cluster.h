@@ -87,9 +87,9 @@ struct ClusterWarp {
   template <class Put, class Get>
   KALEIDO_DEVICE void exchange(Put&& put, Get&& get) {
     if (lane == 0) block.arrive_and_expect(full(), Sizes::kPartBytes);
-    block.wait(taken(), phase ^ 1);  // the first time it does not wait
+    block.wait_as_warp(taken(), phase ^ 1);  // the first time it does not wait
     put();
-    block.wait(full(), phase);
+    block.wait_as_warp(full(), phase);
     get();
     block.sync_warp();
     if (lane < kBlocks) block.arrive(block.in_block(lane, taken()));
@@ -210,7 +210,9 @@ KALEIDO_DEVICE void multiply_in_cluster(const ClusterArgs<Number>& args, Block& 
     const int cluster = forgotten(block.index()) / Sizes::kBlocks, clusters = block.count() / Sizes::kBlocks;
     return (std::int64_t(warp) * clusters + cluster) * Sizes::kRows;
   };
-  for (int round = 0; first_of(round) < args.x.count; ++round) {
+  const std::int64_t begin = first_of(0), of_round = first_of(1) - begin;
+  const int rounds = block.uniform(int((args.x.count - begin + of_round - 1) / of_round));
+  for (int round = 0; round < rounds; ++round) {
     typename Warp::ColumnsVectors columns;
     typename Warp::RunVectors run;
     forgotten<ClusterArgs<Number>>(args).x.visit([&](auto open) {

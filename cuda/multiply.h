@@ -276,6 +276,9 @@ KALEIDO_DEVICE Place place_of(const Args& args, int round, Block& block) {
 }
 
 // With kResident, all coefficients are in shared memory from the start; else they come in turns, which costs registers.
+//
+// Where the compiler cannot see that the threads of a warp take the same way, it doubles every shuffle that may come
+// after that, or all of the loop. So the bounds of loops with shuffles are those of the warp (`Block::uniform`).
 template <class Number, class Tile, int kRows, bool kResident, class Source, class Sink, class Block>
 KALEIDO_DEVICE void multiply_tiles(const MultiplyArgs<Number, Source, Sink>& args, Block& block) {
   using Warp = WarpVectors<Number, Tile, kRows, Block>;
@@ -285,13 +288,14 @@ KALEIDO_DEVICE void multiply_tiles(const MultiplyArgs<Number, Source, Sink>& arg
   const int lane = block.thread() % kLanes, warp = block.thread() / kLanes;
   Unit<Number>* units = reinterpret_cast<Unit<Number>*>(block.shared() + args.shared_offset);
   const int total = stages.last - stages.first;
+  args.sink.check(map, block);
   int rounds = 0;
   if (kResident) {
     const Place begin = place_of<kRows>(args, 0, block);
     load_coefficients<Number, Tile, kResident>(stages, map, begin.tile, stages.first, total, units, block);
     block.sync();
     const std::int64_t of_round = place_of<kRows>(args, 1, block).first - begin.first;
-    rounds = int((args.tile_rows - begin.first + of_round - 1) / of_round);
+    rounds = block.uniform(int((args.tile_rows - begin.first + of_round - 1) / of_round));
   }
   const int first_factor = stages.first / stages.log_n, last_factor = (stages.last - 1) / stages.log_n;
   // Where coefficients change, all warps make as many rounds as the first, because they wait for each other, and have
@@ -364,6 +368,9 @@ template <class Number>
 struct RowsSink {
   Rows<Number> rows;
 
+  template <class Block>
+  KALEIDO_DEVICE void check(const TileMap&, Block&) const {}
+
   template <class Tile, class Warp, class Block>
   KALEIDO_DEVICE void store(Warp& vectors, const TileMap& map, int tile, std::int64_t first, int lane, int, Block&)
       const {
@@ -379,8 +386,8 @@ struct PowerSink {
   using Real = RealOf<Number>;
   Real* out;                  // (count, n_rows), with a filterbank (count, n_filters)
   const std::int64_t* rows;   // (n_rows,): the outputs, in any order
-  const Real* filterbank;     // (n_rows, n_filters), or null
-  int n_rows, n_filters;
+  const Real* filterbank;     // (n_rows, n_filters)
+  int n_rows, n_filters;      // without a filterbank, n_filters is 0
   Real exponent;              // of the squared magnitude
   Real log_scale, log_offset; // log_scale * log(x + log_offset) of the filters' outputs, or x where log_scale is 0
   std::int64_t count;
@@ -396,10 +403,14 @@ struct PowerSink {
     return exponent == Real(0.5) ? std::sqrt(squared) : std::pow(squared, exponent);
   }
 
-  KALEIDO_DEVICE int output(int k, int n) const {
-    const std::int64_t at = rows[k];
-    assert(0 <= at && at < n);  // rows in [0, n)
-    return int(at);
+  // Before the first vector.
+  template <class Block>
+  KALEIDO_DEVICE void check(const TileMap& map, Block& block) const {
+    for (int k = block.thread(); k < n_rows; k += block.threads()) {
+      const std::int64_t at = rows[k], n = std::int64_t(1) << map.log_n;
+      assert(0 <= at && at < n);  // rows in [0, n)
+    }
+    block.sync();
   }
 
   // Of an element of all rows.
@@ -494,24 +505,24 @@ struct PowerSink {
       Real* each = reinterpret_cast<Real*>(powers);
       KALEIDO_UNROLL_BY(1)
       for (int i = lane; i < Tile::kRegisters * kLanes * kRows; i += kLanes) each[i] = power(each[i]);
-      block.sync_warp();
     }
-    const int n = 1 << map.log_n, vectors_per_tile = map.vectors_per_tile();
+    block.sync_warp();
+    const int n = 1 << map.log_n;
+    const int vectors_per_tile = block.uniform(map.vectors_per_tile()), filters = block.uniform(n_filters);
     for (int v = 0; v < vectors_per_tile; ++v) {
       const Powers* of_vector = powers + v * n;
       const auto vector = [&](int row) { return (first + row) * vectors_per_tile + v; };
-      if (filterbank == nullptr) {
+      if (filters == 0) {
         for (int k = lane; k < n_rows; k += kLanes) {
-          const Powers chosen = of_vector[output(k, n)];
+          const Powers chosen = of_vector[rows[k]];
           KALEIDO_UNROLL
           for (int row = 0; row < kRows; ++row)
             if (vector(row) < count) out[vector(row) * n_rows + k] = chosen.of_row[row];
         }
       } else {
-        for (int k = lane; k < n_rows; k += kLanes) output(k, n);  // checks them, once for all filters
-        for (int filter = 0; filter < n_filters;) {
+        for (int filter = 0; filter < filters;) {
           // 64 at once, but 40 where that is one time only or saves nothing but lanes without a filter.
-          const int left = n_filters - filter;
+          const int left = filters - filter;
           if (left <= 5 * kFilterLanes || (left > 8 * kFilterLanes && left <= 10 * kFilterLanes)) {
             store_filters<5>(of_vector, vector, filter, lane, block);
             filter += 5 * kFilterLanes;

@@ -174,6 +174,7 @@ class Block {
   void arrive_and_expect(Address barrier, int bytes);
   void arrive(Address barrier);
   void wait(Address barrier, int phase);
+  void wait_as_warp(Address barrier, int phase) { wait(barrier, phase); }
   template <class T>
   void put(Address to, const T& value, Address barrier);
   float shuffle_xor(float x, int mask) { return shuffle(x, mask); }
