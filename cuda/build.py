@@ -41,7 +41,11 @@ from cpu.build import (  # noqa: E402
 LIBRARY = "kaleido_audio/ops/kaleido_audio_cuda.so"
 ARCHITECTURES = ("80", "90", "100")
 # Those that take longest first.
-UNITS = ("kernels_c64.cu", "kernels_c128.cu", "kernels_f64.cu", "kernels_f32.cu", "ops.cu")
+UNITS = ("kernels_c64.cu", "kernels_c128.cu", "clusters.cu", "kernels_f32.cu", "kernels_f64.cu", "ops.cu")
+# For compute capabilities below this one nvcc writes the same PTX, but for the unit whose kernels know of clusters.
+# Writing it once saves a third of the time, half of which nvcc needs for PTX.
+SAME_PTX_BELOW = 100
+CLUSTERS = "clusters.cu"
 
 COMPILE_FLAGS = [
     "-std=c++17",
@@ -77,6 +81,11 @@ def torch_cuda(torch: Path) -> str | None:
     return found.group(1) if found else None
 
 
+def capability(number: str) -> int:
+    """Ten times a compute capability, e.g. 90 for "90a"."""
+    return int(re.sub(r"\D", "", number))
+
+
 def architectures(nvcc: Path) -> list[str]:
     """The compute capabilities to compile for, in rising order."""
     known = set(re.findall(r"compute_(\w+)", run([str(nvcc), "--list-gpu-arch"])))
@@ -91,7 +100,18 @@ def architectures(nvcc: Path) -> list[str]:
     found = chosen or [part for part in ARCHITECTURES if part in known]
     if not found:
         raise BuildError(f"{nvcc} knows none of {', '.join(ARCHITECTURES)}", "install CUDA 12 or newer")
-    return sorted(found, key=lambda part: int(re.sub(r"\D", "", part)))
+    return sorted(found, key=capability)
+
+
+def code_flags(unit: str, chosen: list[str]) -> list[str]:
+    """nvcc's flags for what code a unit gets: for each of the chosen compute capabilities, and PTX of the last one."""
+    codes: dict[str, list[str]] = {}  # for each PTX that is written
+    for number in chosen:
+        shared = unit != CLUSTERS and capability(number) < SAME_PTX_BELOW
+        written = chosen[0] if shared else number
+        codes.setdefault(written, []).append(f"sm_{number}")
+    codes[written].append(f"compute_{written}")
+    return [f"-gencode=arch=compute_{written},code=[{','.join(code)}]" for written, code in codes.items()]
 
 
 def build(output: Path) -> None:
@@ -117,15 +137,12 @@ def build(output: Path) -> None:
     flags += [f"-Xcompiler={flag}" for flag in [*HOST_FLAGS, f"-ffile-prefix-map={torch}=torch"]]
     chosen = architectures(nvcc)
     flags.append(f"-DKALEIDO_CUDA_ARCHITECTURES={':'.join(chosen)}")
-    for number in chosen:
-        codes = f"sm_{number}" if number != chosen[-1] else f"[sm_{number},compute_{number}]"
-        flags.append(f"-gencode=arch=compute_{number},code={codes}")
 
     with tempfile.TemporaryDirectory(prefix="kaleido_audio-") as folder:
         objects = [str(Path(folder, f"{unit}.o")) for unit in UNITS]
 
         def compile_unit(unit: str, object_file: str) -> str:
-            return run([str(nvcc), *flags, "-c", f"{SOURCE.name}/{unit}", "-o", object_file])
+            return run([str(nvcc), *flags, *code_flags(unit, chosen), "-c", f"{SOURCE.name}/{unit}", "-o", object_file])
 
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             printed = list(pool.map(compile_unit, UNITS, objects))

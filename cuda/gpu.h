@@ -28,7 +28,7 @@ inline Device properties_of(int index) {
     return value;
   };
   int built_for = 0;
-  STD_CUDA_CHECK(Launch<float>::built_for(&built_for));
+  STD_CUDA_CHECK(LaunchClusters<float>::built_for(&built_for));
   // Code for older GPUs that the driver has compiled for this one knows nothing of clusters.
   const bool clusters = attribute(cudaDevAttrClusterLaunch) && built_for >= 90;
   return {attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),

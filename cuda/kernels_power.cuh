@@ -51,20 +51,6 @@ cudaError_t LaunchPower<Number>::power(const Frames<Number>& frames, const Power
 }
 
 template <class Number>
-cudaError_t LaunchPower<Number>::backward_all(const Frames<Number>& frames, const PowerGradient<Number>& grad,
-                                              const Rows<Number>& x_grad, const Number* factors, int log_n,
-                                              const Run& run, int parts, Number* partial, cudaStream_t stream) {
-  return launch_backward<Number>(frames, grad, x_grad, factors, log_n, run, parts, partial, stream);
-}
-
-template <class Number>
-cudaError_t LaunchPower<Number>::backward_last(const Rows<Number>& x, const PowerGradient<Number>& grad,
-                                               const Rows<Number>& x_grad, const Number* factors, int log_n,
-                                               const Run& run, int parts, Number* partial, cudaStream_t stream) {
-  return launch_backward<Number>(x, grad, x_grad, factors, log_n, run, parts, partial, stream);
-}
-
-template <class Number>
 cudaError_t LaunchPower<Number>::link(const std::int64_t* rows, int n_rows, int n, int* head, int* next,
                                       cudaStream_t stream) {
   return launch(link_kernel, {(n + 127) / 128, 128}, stream, rows, n_rows, n, head, next);
@@ -93,7 +79,7 @@ cudaError_t LaunchPower<Number>::window(const Frames<Number>& frames, const Real
       launch(window_kernel<Real>, {chunks, 256}, stream, frames_grad, frames.waveform, frames.time, frames.per_item,
              frames.hop, frames.features, frames.count, partial);
   if (error) return error;
-  return Launch<Real>::sum(partial, window_grad, chunks, frames.features, stream);
+  return LaunchClusters<Real>::sum(partial, window_grad, chunks, frames.features, stream);
 }
 
 }  // namespace kaleido_cuda

@@ -113,8 +113,8 @@ struct Product {
   void multiply(const Rows<Number>& x, const Rows<Number>& y, int first, int last) const {
     if (first == 0 && last == n_stages()) {
       bool done;
-      STD_CUDA_CHECK(Launch<Number>::multiply_in_cluster(x, y, data(), int(factors.size(0)), log_n(), gpu.device,
-                                                         gpu.stream, &done));
+      STD_CUDA_CHECK(LaunchClusters<Number>::multiply(x, y, data(), int(factors.size(0)), log_n(), gpu.device,
+                                                      gpu.stream, &done));
       if (done) return;
     }
     const auto passes = plan_passes(log_n(), first, last, sizeof(Number));
@@ -142,7 +142,7 @@ struct Product {
   // Clusters, or blocks, of a run that the GPU holds at once.
   int at_once(const Run& run) const {
     int clusters;
-    STD_CUDA_CHECK(Launch<Number>::backward_clusters(run, gpu.device, &clusters));
+    STD_CUDA_CHECK(LaunchClusters<Number>::at_once(run, gpu.device, &clusters));
     return clusters;
   }
 
@@ -158,8 +158,9 @@ struct Product {
     const Scratch partial(factors_grad ? parts * per_tile * numbers * std::int64_t(sizeof(Number)) : 0, factors);
     STD_CUDA_CHECK(launch(parts, factors_grad ? partial.template as<Number>() : nullptr));
     if (factors_grad)
-      STD_CUDA_CHECK(Launch<Number>::sum(partial.template as<Number>(), factors_grad + std::int64_t(run.first) * 2 * n(),
-                                         parts * per_tile, numbers, gpu.stream));
+      STD_CUDA_CHECK(LaunchClusters<Number>::sum(partial.template as<Number>(),
+                                                 factors_grad + std::int64_t(run.first) * 2 * n(), parts * per_tile,
+                                                 numbers, gpu.stream));
   }
 
   // The gradients of x (where x_grad has data) and of the factors (where asked for). last(run, input, x_grad, ...)
@@ -180,8 +181,8 @@ struct Product {
       const Rows<Number>& to = r ? between.rows : x_grad;
       backward_run(all[r], x.count, factors_grad, [&](int parts, Number* partial) {
         if (r + 1 == all.size()) return launch_last(inputs[r], to, all[r], parts, partial);
-        return Launch<Number>::backward(inputs[r], between.rows, to, data(), log_n(), all[r], parts, partial,
-                                        gpu.stream);
+        return LaunchClusters<Number>::backward(inputs[r], between.rows, to, data(), log_n(), all[r], parts, partial,
+                                                gpu.stream);
       });
     }
   }
@@ -227,8 +228,8 @@ std::tuple<Tensor, Tensor> butterfly_backward(Tensor grad, Tensor x, Tensor give
     product.backward(in.rows<Number>(), x_grad ? VectorsOf(x_result).rows<Number>() : nowhere,
                      factors_grad ? static_cast<Number*>(factors_result.mutable_data_ptr()) : nullptr,
                      [&](const Rows<Number>& input, const Rows<Number>& to, const Run& run, int parts, Number* partial) {
-                       return Launch<Number>::backward(input, out.rows<Number>(), to, product.data(), product.log_n(),
-                                                       run, parts, partial, gpu.stream);
+                       return LaunchClusters<Number>::backward(input, out.rows<Number>(), to, product.data(),
+                                                               product.log_n(), run, parts, partial, gpu.stream);
                      });
   });
   return {x_result, factors_result};
@@ -370,8 +371,8 @@ std::tuple<Tensor, Tensor, Tensor> power_spectrum_backward(Tensor grad, Tensor w
     const auto runs = product.runs();
     if (runs.size() == 1) {
       product.backward_run(runs[0], source.count, coefficients_grad, [&](int parts, Number* partial) {
-        return Launches::backward_all(source, spectrum_grad, to, product.data(), product.log_n(), runs[0], parts,
-                                      partial, gpu.stream);
+        return LaunchPowerBackward<Number>::all(source, spectrum_grad, to, product.data(), product.log_n(), runs[0],
+                                                parts, partial, gpu.stream);
       });
     } else {
       const OwnRows<Real> windowed(source.count, source.features, waveform);
@@ -380,8 +381,8 @@ std::tuple<Tensor, Tensor, Tensor> power_spectrum_backward(Tensor grad, Tensor w
       product.backward(x, to, coefficients_grad,
                        [&](const Rows<Number>& input, const Rows<Number>& output, const Run& run, int parts,
                            Number* partial) {
-                         return Launches::backward_last(input, spectrum_grad, output, product.data(), product.log_n(),
-                                                        run, parts, partial, gpu.stream);
+                         return LaunchPowerBackward<Number>::last(input, spectrum_grad, output, product.data(),
+                                                                  product.log_n(), run, parts, partial, gpu.stream);
                        });
     }
     const Real* of_frames = static_cast<const Real*>(own.rows.data);

@@ -20,7 +20,7 @@ SOURCES = HERE.parent.parent / "cuda"
 FLAGS = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-U_FORTIFY_SOURCE"]
 # Without clusters of blocks; with much less shared memory, for which some sizes are enough; and with clusters.
 GPUS = {"sm_80": "", "sm_86": "not values or 9-2 or 10-2 or 11-1", "sm_90": ""}
-UNITS = ("ops", "kernels_f32", "kernels_f64", "kernels_c64", "kernels_c128")
+UNITS = ("ops", "clusters", "kernels_f32", "kernels_f64", "kernels_c64", "kernels_c128")
 
 
 @pytest.fixture(scope="module")
