@@ -42,8 +42,8 @@ LIBRARY = "kaleido_audio/ops/kaleido_audio_cuda.so"
 ARCHITECTURES = ("80", "90", "100")
 # Those that take longest first.
 UNITS = ("kernels_c64.cu", "kernels_c128.cu", "clusters.cu", "kernels_f32.cu", "kernels_f64.cu", "ops.cu")
-# For compute capabilities below this one nvcc writes the same PTX, but for the unit whose kernels know of clusters.
-# Writing it once saves a third of the time, half of which nvcc needs for PTX.
+# Below this compute capability nvcc writes the same PTX for all, except of the unit whose kernels know of clusters. PTX
+# takes about half of the time of a unit, so that it is written once.
 SAME_PTX_BELOW = 100
 CLUSTERS = "clusters.cu"
 
