@@ -58,22 +58,7 @@ template <class Number, class Source, class Gradient>
 cudaError_t launch_backward(const Source& x, const Gradient& grad, const Rows<Number>& x_grad, const Number* factors,
                             int log_n, const Run& run, int parts, Number* partial, cudaStream_t stream) {
   using Sink = RowsGradientSink<Number>;
-  const std::int64_t per_tile = run.map.vectors_per_tile();
-  BackwardArgs<Number, Source, Gradient, Sink> args{x,
-                                                    grad,
-                                                    {x_grad},
-                                                    {factors, log_n, run.first, run.last},
-                                                    run.map,
-                                                    (x.count + per_tile - 1) / per_tile,
-                                                    parts,
-                                                    int(run.groups.size()),
-                                                    run.groups_per_block,
-                                                    run.threads_per_group,
-                                                    run.handover,
-                                                    run.barriers,
-                                                    partial,
-                                                    {}};
-  std::copy(run.groups.begin(), run.groups.end(), args.groups);
+  const auto args = backward_args(run, x, grad, Sink{x_grad}, factors, log_n, parts, partial);
   return launch(backward_kernel<Number, Source, Gradient, Sink>,
                 {std::int64_t(run.map.tiles_per_vector()) * parts * run.blocks,
                  run.groups_per_block * run.threads_per_group, run.shared_bytes, run.blocks},

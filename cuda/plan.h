@@ -70,6 +70,30 @@ struct Run {
   std::vector<Group> groups;
 };
 
+// The arguments of a run, `parts` clusters to a place in the vector.
+template <class Number, class Source, class Gradient, class Sink>
+BackwardArgs<Number, Source, Gradient, Sink> backward_args(const Run& run, const Source& x, const Gradient& grad,
+                                                           const Sink& x_grad, const Number* factors, int log_n,
+                                                           int parts, Number* partial) {
+  const std::int64_t per_tile = run.map.vectors_per_tile();
+  BackwardArgs<Number, Source, Gradient, Sink> args{x,
+                                                    grad,
+                                                    x_grad,
+                                                    {factors, log_n, run.first, run.last},
+                                                    run.map,
+                                                    (x.count + per_tile - 1) / per_tile,
+                                                    parts,
+                                                    int(run.groups.size()),
+                                                    run.groups_per_block,
+                                                    run.threads_per_group,
+                                                    run.handover,
+                                                    run.barriers,
+                                                    partial,
+                                                    {}};
+  std::copy(run.groups.begin(), run.groups.end(), args.groups);
+  return args;
+}
+
 struct BackwardLimits {
   int stages_of_group, threads, element_bytes;
   std::int64_t shared_bytes;

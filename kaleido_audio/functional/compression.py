@@ -23,7 +23,7 @@ def log_compression(x: Tensor, eps: float | Tensor = 1e-6) -> Tensor:
     >>> log_compression(torch.zeros(1, 1), eps=1.0)
     tensor([[0.]])
     """
-    return (x + (_per_channel(eps, x) if isinstance(eps, Tensor) else eps)).log()
+    return _with_offset(x, eps).log()
 
 
 def log10_compression(x: Tensor, eps: float | Tensor = 1e-6) -> Tensor:
@@ -35,7 +35,7 @@ def log10_compression(x: Tensor, eps: float | Tensor = 1e-6) -> Tensor:
     >>> log10_compression(torch.full((1, 1), 99.0), eps=1.0)
     tensor([[2.]])
     """
-    return (x + (_per_channel(eps, x) if isinstance(eps, Tensor) else eps)).log10()
+    return _with_offset(x, eps).log10()
 
 
 def db_compression(x: Tensor, power: float = 2.0, eps: float | Tensor = 1e-6) -> Tensor:
@@ -206,6 +206,11 @@ def _by_matrix(u: Tensor, decay: Tensor, size: int) -> Tensor:
 
 def _steps(u: Tensor, size: int) -> Tensor:
     return torch.arange(1, size + 1, device=u.device)
+
+
+def _with_offset(x: Tensor, eps: float | Tensor) -> Tensor:
+    """``x + eps`` for a number, of which no tensor is made, or one value per channel."""
+    return x + (_per_channel(eps, x) if isinstance(eps, Tensor) else eps)
 
 
 def _per_channel(value: float | Tensor, x: Tensor) -> Tensor:

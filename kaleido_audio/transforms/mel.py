@@ -258,21 +258,13 @@ class KMelSpectrogram(MelFrontEnd):
         with no_autocast(waveform):
             return F.k_mel_spectrogram(
                 waveform,
-                spectrogram.pad,
-                spectrogram.window,
-                spectrogram.n_fft,
-                spectrogram.hop_length,
-                spectrogram.win_length,
-                spectrogram.power,
-                spectrogram.normalized,
-                spectrogram.center,
-                spectrogram.pad_mode,
+                power=spectrogram.power,
                 factors=factors,
                 rows=spectrogram.rows,
                 fb=fb,
                 log_scale=log_scale,
                 eps=eps,
-                lengths=lengths,
+                **spectrogram.frame_options(lengths, spectrogram.pad, spectrogram.center),
             )
 
     def extra_repr(self) -> str:

@@ -148,35 +148,26 @@ class Spectrogram(nn.Module):
             return self._specgram(stretch, None, 0, False)
 
     def _specgram(self, waveform: Tensor, lengths: Tensor | None, pad: int, center: bool) -> Tensor:
-        return F.spectrogram(
-            waveform,
-            pad,
-            self.window,
-            self.n_fft,
-            self.hop_length,
-            self.win_length,
-            self.power,
-            self.normalized,
-            center,
-            self.pad_mode,
-            self.onesided,
-            lengths=lengths,
-        )
+        options = self.frame_options(lengths, pad, center)
+        return F.spectrogram(waveform, power=self.power, onesided=self.onesided, **options)
+
+    def frame_options(self, lengths: Tensor | None, pad: int, center: bool) -> dict[str, Any]:
+        """How `kaleido_audio.functional` is to cut and window frames."""
+        return {
+            "pad": pad,
+            "window": self.window,
+            "n_fft": self.n_fft,
+            "hop_length": self.hop_length,
+            "win_length": self.win_length,
+            "normalized": self.normalized,
+            "center": center,
+            "pad_mode": self.pad_mode,
+            "lengths": lengths,
+        }
 
     def _windowed_frames(self, waveform: Tensor, lengths: Tensor | None, pad: int, center: bool) -> Tensor:
         """Frames ``(..., frames, n_fft)`` times the window."""
-        padded, window = padded_and_window(
-            waveform,
-            pad,
-            self.window,
-            self.n_fft,
-            self.hop_length,
-            self.win_length,
-            self.normalized,
-            center,
-            self.pad_mode,
-            lengths,
-        )
+        padded, window = padded_and_window(waveform, **self.frame_options(lengths, pad, center))
         return padded.unfold(-1, self.n_fft, self.hop_length) * window
 
     def _of_parts(self, real: Tensor, imaginary: Tensor, lengths: Tensor | None) -> Tensor:
@@ -314,21 +305,9 @@ class KSpectrogram(Spectrogram):
         if isinstance(self.transform, DenseTransform):
             real, imaginary = self.transform(self._windowed_frames(waveform, lengths, pad, center))
             return self._of_parts(real, imaginary, lengths)
-        return F.k_spectrogram(
-            waveform,
-            pad,
-            self.window,
-            self.n_fft,
-            self.hop_length,
-            self.win_length,
-            self.power,
-            self.normalized,
-            center,
-            self.pad_mode,
-            factors=self.transform.factors,
-            rows=self.rows,
-            lengths=lengths,
-        )
+        options = self.frame_options(lengths, pad, center)
+        factors = self.transform.factors
+        return F.k_spectrogram(waveform, power=self.power, factors=factors, rows=self.rows, **options)
 
     def extra_repr(self) -> str:
         """Sizes, in samples, the power, and what is learnable."""

@@ -79,22 +79,11 @@ void check(int log_n, int n_factors, int vectors, int in_features, int out_featu
     std::vector<Number> g_next(std::size_t(vectors) * features, from_real<Number>(NAN));
     const int parts = 2, per_tile = run->map.vectors_per_tile(), run_stages_count = run->last - run->first;
     std::vector<Number> partial(std::size_t(parts) * per_tile * run_stages_count * 2 * n, from_real<Number>(NAN));
-    BackwardArgs<Number, Rows<Number>, RowsGradient<Number>, RowsGradientSink<Number>> args{
-        {input.data(), features, features, vectors, Storage::same},
-        {{g.data(), g_features, g_features, vectors, Storage::same}},
-        {{g_next.data(), features, features, vectors, Storage::same}},
-        {factors.data(), log_n, run->first, run->last},
-        run->map,
-        (vectors + per_tile - 1) / per_tile,
-        parts,
-        int(run->groups.size()),
-        run->groups_per_block,
-        run->threads_per_group,
-        run->handover,
-        run->barriers,
-        partial.data(),
-        {}};
-    std::copy(run->groups.begin(), run->groups.end(), args.groups);
+    const Rows<Number> from{input.data(), features, features, vectors, Storage::same};
+    const RowsGradient<Number> grads{{g.data(), g_features, g_features, vectors, Storage::same}};
+    const RowsGradientSink<Number> to{{g_next.data(), features, features, vectors, Storage::same}};
+    const Number* coefficients = factors.data();
+    const auto args = backward_args(*run, from, grads, to, coefficients, log_n, parts, partial.data());
     simulator::launch(run->map.tiles_per_vector() * parts, run->blocks, run->groups_per_block * run->threads_per_group,
                       std::size_t(run->shared_bytes), seed,
                       [&](simulator::Block& block) { backward_tiles<Number>(args, block); });

@@ -111,22 +111,9 @@ void simulate_run(const Case<Real>& c, const Run& run, const Source& x, const Gr
                   const Rows<Number>& x_grad, Number* factors_grad) {
   const int parts = 2, per_tile = run.map.vectors_per_tile(), stages = run.last - run.first;
   std::vector<Number> partial(std::size_t(parts) * per_tile * stages * 2 * c.n, from_real<Number>(NAN));
-  BackwardArgs<Number, Source, Gradient, RowsGradientSink<Number>> args{
-      x,
-      grad,
-      {x_grad},
-      {c.factors.data(), c.log_n, run.first, run.last},
-      run.map,
-      (c.count + per_tile - 1) / per_tile,
-      parts,
-      int(run.groups.size()),
-      run.groups_per_block,
-      run.threads_per_group,
-      run.handover,
-      run.barriers,
-      partial.data(),
-      {}};
-  std::copy(run.groups.begin(), run.groups.end(), args.groups);
+  const Number* factors = c.factors.data();
+  const auto args =
+      backward_args(run, x, grad, RowsGradientSink<Number>{x_grad}, factors, c.log_n, parts, partial.data());
   simulator::launch(run.map.tiles_per_vector() * parts, run.blocks, run.groups_per_block * run.threads_per_group,
                     std::size_t(run.shared_bytes), c.seed,
                     [&](simulator::Block& block) { backward_tiles<Number>(args, block); });
