@@ -68,6 +68,7 @@ struct Block {
   __device__ __forceinline__ void sync() const { __syncthreads(); }
   __device__ __forceinline__ void sync_warp() const { __syncwarp(); }
 
+  __device__ __forceinline__ int shuffle_xor(int x, int mask) const { return __shfl_xor_sync(~0u, x, mask); }
   __device__ __forceinline__ float shuffle_xor(float x, int mask) const { return __shfl_xor_sync(~0u, x, mask); }
   __device__ __forceinline__ double shuffle_xor(double x, int mask) const { return __shfl_xor_sync(~0u, x, mask); }
   template <class T>

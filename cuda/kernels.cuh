@@ -20,6 +20,12 @@ __global__ void __launch_bounds__(kMultiplyThreads, (blocks_of_processor<Number,
   multiply_tiles<Number, Tile, kRows, kResident>(args, block);
 }
 
+// As many as the GPU holds at once, at most so many to a processor.
+inline std::int64_t blocks_of_gpu(const Device& device, int most, std::int64_t shared_bytes) {
+  const std::int64_t fit = device.all_bytes / (shared_bytes + 1024);
+  return device.processors * std::max<std::int64_t>(1, std::min<std::int64_t>(most, fit));
+}
+
 template <class Number, class Tile, class Source, class Sink>
 cudaError_t launch_tiles(const Source& source, const Sink& sink, std::int64_t sink_bytes, const Number* factors,
                          int log_n, const Pass& pass, const Device& device, cudaStream_t stream) {
@@ -39,14 +45,12 @@ cudaError_t launch_tiles(const Source& source, const Sink& sink, std::int64_t si
   constexpr int kRows = rows_of_warp<Number, Tile>();
   const std::int64_t tiles = map.tiles_per_vector();
   const auto launch_rows = [&](auto kernel, int rows, int most) {
-    const std::int64_t blocks =
-        device.processors * std::max<std::int64_t>(1, std::min<std::int64_t>(most, device.all_bytes / (bytes + 1024)));
+    const std::int64_t blocks = blocks_of_gpu(device, most, bytes);
     const std::int64_t parts = std::max<std::int64_t>(1, std::min((tile_rows + rows - 1) / rows, blocks / tiles));
     return launch(kernel, {tiles * parts, kMultiplyThreads, bytes}, stream, args);
   };
-  // Of spectra, whole vectors, whose coefficients are those of a factor at least. What fits nowhere is not compiled.
-  constexpr bool kMayFit = std::is_same_v<Source, Rows<Number>> || Tile::kBits == kSmallestTileBits ||
-                           Tile::kStageBits * Units::kBytes <= kMostBlockBytes;
+  // Spectra whose coefficients fit have a kernel of their own, but for the shortest.
+  constexpr bool kMayFit = std::is_same_v<Source, Rows<Number>> || Tile::kBits == kSmallestTileBits;
   if (!kMayFit || capacity < total)
     return launch_rows(multiply_kernel<Number, Tile, kRows, false, Source, Sink>, kRows, 1);
   if constexpr (kMayFit) {

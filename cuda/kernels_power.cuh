@@ -38,15 +38,52 @@ static __global__ void link_kernel(const std::int64_t* rows, int n_rows, int n, 
   link_rows(rows, n_rows, n, int(thread_of_grid(block)), head, next);
 }
 
+template <class Number, int kBits>
+constexpr int blocks_of_halves() {
+  using Tile = ConsecutiveTile<kBits>;
+  return blocks_of_processor<Number, Tile, rows_of_warp<Number, Tile>(), true>();
+}
+
+template <class Number, int kBits>
+__global__ void __launch_bounds__(kMultiplyThreads, (blocks_of_halves<Number, kBits>()))
+    halves_kernel(const __grid_constant__ typename PowerOfHalves<Number, kBits>::Args args) {
+  Block block;
+  PowerOfHalves<Number, kBits>::run(args, block);
+}
+
+template <class Number, int kBits>
+cudaError_t launch_halves(const Frames<Number>& frames, const PowerSink<Number>& sink, const Number* factors,
+                          const Device& device, cudaStream_t stream) {
+  using Halves = PowerOfHalves<Number, kBits>;
+  constexpr int kWarps = kMultiplyThreads / kLanes, kLogN = Halves::kLogN;
+  constexpr int kBytes = Halves::shared_bytes(kWarps);
+  const typename Halves::Args args{frames,
+                                   sink,
+                                   {factors, kLogN, 0, 2 * kLogN},
+                                   {kLogN, 0, kLogN, 0, kLogN},
+                                   frames.count,
+                                   2 * kLogN,
+                                   Halves::Sink::template shared_bytes<typename Halves::Tile>(kWarps)};
+  const std::int64_t blocks = std::min((frames.count + Halves::kRows - 1) / Halves::kRows,
+                                       blocks_of_gpu(device, blocks_of_halves<Number, kBits>(), kBytes));
+  return launch(halves_kernel<Number, kBits>, {blocks, kMultiplyThreads, kBytes}, stream, args);
+}
+
 template <class Number>
 cudaError_t LaunchPower<Number>::power(const Frames<Number>& frames, const PowerSink<Number>& sink,
                                        const Number* factors, int log_n, const Pass& pass, const Device& device,
                                        cudaStream_t stream) {
+  constexpr int kWarps = kMultiplyThreads / kLanes;
   return with_tile<Number>(pass.bits, [&](auto tile) {
     using Tile = decltype(tile);
-    const std::int64_t bytes = std::int64_t(kMultiplyThreads / kLanes) *
-                               PowerSink<Number>::template shared_reals<Tile>() * sizeof(Real);
-    return launch_tiles<Number, Tile>(frames, sink, bytes, factors, log_n, pass, device, stream);
+    if constexpr (Tile::kBits > kSmallestTileBits) {
+      constexpr int kBytes = PowerOfHalves<Number, Tile::kBits>::shared_bytes(kWarps);
+      if constexpr (kBytes <= kMostBlockBytes)
+        if (pass.last == 2 * log_n && kBytes <= device.block_bytes)
+          return launch_halves<Number, Tile::kBits>(frames, sink, factors, device, stream);
+    }
+    return launch_tiles<Number, Tile>(frames, sink, PowerSink<Number>::template shared_bytes<Tile>(kWarps), factors,
+                                      log_n, pass, device, stream);
   });
 }
 

@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include "plan.h"
+#include "power.h"
 #include "spectrum.h"
 
 namespace kaleido_cuda {

@@ -53,6 +53,8 @@ struct ConsecutiveTile {
   static constexpr KALEIDO_EVERYWHERE int lowest(int b) { return b < kLaneBits ? b : kLaneBits; }
   static constexpr KALEIDO_EVERYWHERE int register_bit(int b) { return b % kBits; }
   static constexpr KALEIDO_EVERYWHERE bool is_traded(int b) { return b < kLaneBits; }
+  // What a lane's number is XORed with for that of the lane that it trades with.
+  static constexpr KALEIDO_EVERYWHERE int lane_mask(int b) { return 1 << b; }
 
   static constexpr KALEIDO_EVERYWHERE int element(int lane, int reg, int m) {
     return (rotate_right(reg, m, kBits) << m) ^ lane ^ (lane << kBits);
@@ -83,6 +85,38 @@ struct ConsecutiveTile {
   static constexpr KALEIDO_EVERYWHERE int memory_register(int reg) { return rotate_right(reg, kLaneBits, kBits); }
 };
 
+// x XOR (x >> by) XOR (x >> 2 by) ... for a lane number: what y XOR (y >> by) = x is solved by.
+KALEIDO_EVERYWHERE constexpr int sum_of_shifts(int x, int by) {
+  for (int known = by; known < kLaneBits; known *= 2) x ^= x >> known;
+  return x;
+}
+
+// The even or the odd elements of a ConsecutiveTile<kWholeBits>, from where the stage of stride 1 leaves them: its
+// register r of lane l holds element r XOR l XOR (l << kWholeBits), so that registers r and r XOR 1 change places in odd
+// lanes, and then even registers hold even elements and odd ones odd elements. Element 2 i or 2 i + 1 is element i of a
+// half, and half of the registers, numbered r / 2, hold element split_element(l, r / 2) of it.
+//
+// After half of the registers have changed places by `flips`, that is where a ConsecutiveTile one bit smaller has its
+// elements, for the lane of another number: split_element(l, r XOR flips(l)) = element(number(l), r, 0).
+template <int kWholeBits>
+struct HalfTile : ConsecutiveTile<kWholeBits - 1> {
+  using Base = ConsecutiveTile<kWholeBits - 1>;
+  static constexpr int kBits = Base::kBits;
+
+  static constexpr KALEIDO_EVERYWHERE int split_element(int lane, int reg) {
+    return reg ^ (lane >> 1) ^ (lane << kBits);
+  }
+  // The bits of split_element from kBits up are those of lane XOR (lane >> kWholeBits), and of element those of
+  // number XOR (number >> kBits).
+  static constexpr KALEIDO_EVERYWHERE int number(int lane) { return sum_of_shifts(lane ^ (lane >> kWholeBits), kBits); }
+  static constexpr KALEIDO_EVERYWHERE int lane_mask(int b) {
+    return sum_of_shifts((1 << b) ^ ((1 << b) >> kBits), kWholeBits);
+  }
+  static constexpr KALEIDO_EVERYWHERE int flips(int lane) {
+    return (number(lane) ^ (lane >> 1)) & (Base::kRegisters - 1);
+  }
+};
+
 // 2^kBits elements in the registers of each lane, 2^low apart, of 32 neighbouring columns: no lane needs another.
 template <int kBits_>
 struct StridedTile {
@@ -96,6 +130,7 @@ struct StridedTile {
   static constexpr KALEIDO_EVERYWHERE int lowest(int) { return 0; }
   static constexpr KALEIDO_EVERYWHERE int register_bit(int b) { return b; }
   static constexpr KALEIDO_EVERYWHERE bool is_traded(int) { return false; }
+  static constexpr KALEIDO_EVERYWHERE int lane_mask(int) { return 0; }
 
   static constexpr KALEIDO_EVERYWHERE int element(int lane, int reg, int) { return (reg << kLaneBits) | lane; }
   static constexpr KALEIDO_EVERYWHERE int lane_of(int i, int) { return i & (kLanes - 1); }

@@ -162,27 +162,35 @@ struct WarpVectors {
     for (int row = 0; row < kRows; ++row)
       KALEIDO_UNROLL
     for (int reg = 0; reg < kRegisters; ++reg)
-      if (reg >> Tile::register_bit(b) & 1) x[row][reg] = block.shuffle_xor(x[row][reg], 1 << b);
+      if (reg >> Tile::register_bit(b) & 1) x[row][reg] = block.shuffle_xor(x[row][reg], Tile::lane_mask(b));
   }
 
-  KALEIDO_DEVICE void stage(int q, const Unit<Number>* units, int lane) {
+  // f(a, b, c) for every two registers a and b that differ in bit q, with the coefficients D[a], O[a], D[b] and O[b].
+  template <class F>
+  static KALEIDO_DEVICE void for_each_pair(int q, const Unit<Number>* units, int lane, F&& f) {
     KALEIDO_UNROLL
     for (int pair = 0; pair < Units::kPairs; ++pair) {
-      const int a = first_of_pair(pair, q), b = a | 1 << q;
-      Number c[4];  // D[a], O[a], D[b], O[b]
+      const int a = first_of_pair(pair, q);
+      Number c[4];
       KALEIDO_UNROLL
       for (int part = 0; part < Units::kOfPair; ++part) {
         const Unit<Number> unit = units[(pair * Units::kOfPair + part) * kLanes + lane];
         KALEIDO_UNROLL
         for (int k = 0; k < Unit<Number>::kNumbers; ++k) c[part * Unit<Number>::kNumbers + k] = unit.numbers[k];
       }
+      f(a, a | 1 << q, c);
+    }
+  }
+
+  KALEIDO_DEVICE void stage(int q, const Unit<Number>* units, int lane) {
+    for_each_pair(q, units, lane, [&](int a, int b, const Number(&c)[4]) {
       KALEIDO_UNROLL
       for (int row = 0; row < kRows; ++row) {
         const Number xa = x[row][a], xb = x[row][b];
         x[row][a] = multiply_add(c[0], xa, multiply(c[1], xb));
         x[row][b] = multiply_add(c[2], xb, multiply(c[3], xa));
       }
-    }
+    });
   }
 
   // Exchanges registers h and h XOR flips(lane): leads from the order of memory to that of registers and back.
@@ -288,7 +296,7 @@ KALEIDO_DEVICE void multiply_tiles(const MultiplyArgs<Number, Source, Sink>& arg
   const int lane = block.thread() % kLanes, warp = block.thread() / kLanes;
   Unit<Number>* units = reinterpret_cast<Unit<Number>*>(block.shared() + args.shared_offset);
   const int total = stages.last - stages.first;
-  args.sink.check(map, block);
+  args.sink.begin(block);
   int rounds = 0;
   if (kResident) {
     const Place begin = place_of<kRows>(args, 0, block);
@@ -369,7 +377,7 @@ struct RowsSink {
   Rows<Number> rows;
 
   template <class Block>
-  KALEIDO_DEVICE void check(const TileMap&, Block&) const {}
+  KALEIDO_DEVICE void begin(Block&) const {}
 
   template <class Tile, class Warp, class Block>
   KALEIDO_DEVICE void store(Warp& vectors, const TileMap& map, int tile, std::int64_t first, int lane, int, Block&)
@@ -377,163 +385,6 @@ struct RowsSink {
     rows.visit_writer([&](auto open) {
       vectors.for_each(map, tile, first, lane, open, [](const auto& vector, int i, Number& x) { vector(i, x); });
     });
-  }
-};
-
-// Writes powers of magnitudes of chosen outputs, or the logarithm of their weighted sums: whole vectors only.
-template <class Number>
-struct PowerSink {
-  using Real = RealOf<Number>;
-  Real* out;                  // (count, n_rows), with a filterbank (count, n_filters)
-  const std::int64_t* rows;   // (n_rows,): the outputs, in any order
-  const Real* filterbank;     // (n_rows, n_filters)
-  int n_rows, n_filters;      // without a filterbank, n_filters is 0
-  Real exponent;              // of the squared magnitude
-  Real log_scale, log_offset; // log_scale * log(x + log_offset) of the filters' outputs, or x where log_scale is 0
-  std::int64_t count;
-
-  // Reals in shared memory for every warp.
-  template <class Tile>
-  static constexpr KALEIDO_EVERYWHERE int shared_reals() {
-    return rows_of_warp<Number, Tile>() * Tile::kRegisters * kLanes;
-  }
-
-  // Of a squared magnitude, where the exponent is not 1.
-  KALEIDO_DEVICE Real power(Real squared) const {
-    return exponent == Real(0.5) ? std::sqrt(squared) : std::pow(squared, exponent);
-  }
-
-  // Before the first vector.
-  template <class Block>
-  KALEIDO_DEVICE void check(const TileMap& map, Block& block) const {
-    for (int k = block.thread(); k < n_rows; k += block.threads()) {
-      const std::int64_t at = rows[k], n = std::int64_t(1) << map.log_n;
-      assert(0 <= at && at < n);  // rows in [0, n)
-    }
-    block.sync();
-  }
-
-  // Of an element of all rows.
-  template <int kRows>
-  struct alignas(kRows * sizeof(Real) < 16 ? kRows * sizeof(Real) : 16) PowersOf {
-    Real of_row[kRows];
-  };
-
-  // Neighbouring lanes with different filters; every so many lanes have the same, and add up other outputs for them.
-  static constexpr int kFilterLanes = 8;
-
-  // Adds up the sums of lanes with the same filters. Each step leaves a lane half of its kHave rows, the upper ones where
-  // its number has bit kMask, until it has one, which is that of all. Returns which, in sums[.][0].
-  template <int kHave, int kMask, int kPerLane, int kRows, class Block>
-  static KALEIDO_DEVICE int add_parts(Real (&sums)[kPerLane][kRows], int lane, Block& block) {
-    if constexpr (kMask < kFilterLanes) {
-      return 0;
-    } else {
-      constexpr int kHalf = kHave / 2;
-      const bool upper = lane & kMask;
-      KALEIDO_UNROLL
-      for (int j = 0; j < kPerLane; ++j) {
-        if constexpr (kHave > 1) {
-          KALEIDO_UNROLL
-          for (int row = 0; row < kHalf; ++row) {
-            const Real low = sums[j][row], high = sums[j][row + kHalf];
-            sums[j][row] = (upper ? high : low) + block.shuffle_xor(upper ? low : high, kMask);
-          }
-        } else {
-          sums[j][0] += block.shuffle_xor(sums[j][0], kMask);
-        }
-      }
-      return (upper ? kHalf : 0) + add_parts<(kHave > 1 ? kHalf : 1), kMask / 2>(sums, lane, block);
-    }
-  }
-
-  // The filters from `first` on, kPerLane for each of the lanes with different ones.
-  template <int kPerLane, int kRows, class Vector, class Block>
-  KALEIDO_DEVICE void store_filters(const PowersOf<kRows>* powers, const Vector& vector, int first, int lane,
-                                    Block& block) const {
-    constexpr int kParts = kLanes / kFilterLanes;
-    static_assert(kParts == 4 && kRows <= kParts);
-    const int part = lane / kFilterLanes, filter = first + lane % kFilterLanes;
-    Real sums[kPerLane][kRows] = {};
-    const auto powers_at = block.address(powers);
-    const auto add = [&](int k, auto is_weight) {
-      const int at = int(rows[k]) * int(sizeof(PowersOf<kRows>));
-      const auto chosen = block.template load<PowersOf<kRows>>(powers_at + at);
-      const Real* weights = filterbank + std::int64_t(k) * n_filters + filter;
-      KALEIDO_UNROLL
-      for (int j = 0; j < kPerLane; ++j) {
-        const Real weight = is_weight(j) ? weights[j * kFilterLanes] : Real(0);
-        KALEIDO_UNROLL
-        for (int row = 0; row < kRows; ++row) sums[j][row] += weight * chosen.of_row[row];
-      }
-    };
-    // What follows the weights of one output are those of the next, up to the end of the filterbank: sums of filters
-    // that are not there may take any.
-    const int beyond = (first + kPerLane * kFilterLanes + n_filters - 1) / n_filters;
-    const int inside = part <= n_rows - beyond ? (n_rows - beyond - part) / kParts + 1 : 0;
-    KALEIDO_UNROLL_BY(4)
-    for (int turn = 0; turn < inside; ++turn) add(part + turn * kParts, [](int) { return true; });
-    KALEIDO_UNROLL_BY(1)
-    for (int k = part + inside * kParts; k < n_rows; k += kParts)
-      add(k, [&](int j) { return filter + j * kFilterLanes < n_filters; });
-    const int row = add_parts<kRows, kLanes / 2>(sums, lane, block);
-    // Where there are fewer rows than parts, some lanes have the same.
-    const bool writes = part % (kParts / kRows) == 0 && vector(row) < count;
-    Real* to = out + vector(row) * n_filters + filter;
-    KALEIDO_UNROLL
-    for (int j = 0; j < kPerLane; ++j) {
-      const Real sum = log_scale == Real(0) ? sums[j][0] : log_scale * std::log(sums[j][0] + log_offset);
-      if (writes && filter + j * kFilterLanes < n_filters) to[j * kFilterLanes] = sum;
-    }
-  }
-
-  template <class Tile, class Warp, class Block>
-  KALEIDO_DEVICE void store(Warp& vectors, const TileMap& map, int, std::int64_t first, int lane, int warp,
-                            Block& block) const {
-    constexpr int kRows = Warp::kRows;
-    using Powers = PowersOf<kRows>;
-    Powers* powers = reinterpret_cast<Powers*>(block.shared() + warp * shared_reals<Tile>() * int(sizeof(Real)));
-    KALEIDO_UNROLL
-    for (int h = 0; h < Tile::kRegisters; ++h) {
-      Powers of_element;
-      KALEIDO_UNROLL
-      for (int row = 0; row < kRows; ++row) of_element.of_row[row] = squared_magnitude(vectors.x[row][h]);
-      powers[Tile::memory_element(lane, h)] = of_element;
-    }
-    block.sync_warp();
-    if (exponent != Real(1)) {
-      Real* each = reinterpret_cast<Real*>(powers);
-      KALEIDO_UNROLL_BY(1)
-      for (int i = lane; i < Tile::kRegisters * kLanes * kRows; i += kLanes) each[i] = power(each[i]);
-    }
-    block.sync_warp();
-    const int n = 1 << map.log_n;
-    const int vectors_per_tile = block.uniform(map.vectors_per_tile()), filters = block.uniform(n_filters);
-    for (int v = 0; v < vectors_per_tile; ++v) {
-      const Powers* of_vector = powers + v * n;
-      const auto vector = [&](int row) { return (first + row) * vectors_per_tile + v; };
-      if (filters == 0) {
-        for (int k = lane; k < n_rows; k += kLanes) {
-          const Powers chosen = of_vector[rows[k]];
-          KALEIDO_UNROLL
-          for (int row = 0; row < kRows; ++row)
-            if (vector(row) < count) out[vector(row) * n_rows + k] = chosen.of_row[row];
-        }
-      } else {
-        for (int filter = 0; filter < filters;) {
-          // 64 at once, but 40 where that is one time only or saves nothing but lanes without a filter.
-          const int left = filters - filter;
-          if (left <= 5 * kFilterLanes || (left > 8 * kFilterLanes && left <= 10 * kFilterLanes)) {
-            store_filters<5>(of_vector, vector, filter, lane, block);
-            filter += 5 * kFilterLanes;
-          } else {
-            store_filters<8>(of_vector, vector, filter, lane, block);
-            filter += 8 * kFilterLanes;
-          }
-        }
-      }
-    }
-    block.sync_warp();
   }
 };
 

@@ -61,6 +61,12 @@ KALEIDO_EVERYWHERE Complex<T> scale(Complex<T> a, T s) {
   return {a.re * s, a.im * s};
 }
 
+// a * s + c
+template <class T>
+KALEIDO_EVERYWHERE Complex<T> scale_add(Complex<T> a, T s, Complex<T> c) {
+  return {a.re * s + c.re, a.im * s + c.im};
+}
+
 KALEIDO_EVERYWHERE float real_part(float a) { return a; }
 KALEIDO_EVERYWHERE double real_part(double a) { return a; }
 template <class T>

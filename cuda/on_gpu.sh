@@ -45,6 +45,6 @@ step featurizer 90 "$python" -m benchmarks.featurizer --device cuda --cases targ
 step materialised 120 "$python" -m benchmarks.materialised --device cuda --out "$folder/materialised"
 for tool in memcheck racecheck synccheck; do
   step "$tool" 180 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-    "$python" -m pytest -q -p no:cacheprovider tests/cuda/test_gpu.py -k "9 or graph or long"
+    "$python" -m pytest -q -p no:cacheprovider tests/cuda/test_gpu.py -k "9 or graph or long or odd"
 done
 exit "$failed"

@@ -1,5 +1,6 @@
 // Power spectra of frames, their filterbank and logarithm, and their gradients, simulated, against the definitions.
 #include "../../cuda/plan.h"
+#include "../../cuda/power.h"
 #include "../../cuda/spectrum.h"
 
 #include "reference.h"
@@ -19,7 +20,9 @@ struct Case {
   std::vector<std::int64_t> rows;
   Frames<Number> frames;
 
-  Case(int log_n, int length, int hop, int per_item, int items, int n_factors, unsigned seed)
+  // Which outputs are used: half of them, in no order, the first of them twice; or the even ones and at most one of
+  // the odd ones.
+  Case(int log_n, int length, int hop, int per_item, int items, int n_factors, unsigned seed, bool even = false)
       : log_n(log_n), length(length), hop(hop), per_item(per_item), items(items), n_factors(n_factors), seed(seed),
         n(1 << log_n), time(length + (per_item - 1) * hop + hop / 2), n_stages(n_factors * log_n),
         count(std::int64_t(per_item) * items) {
@@ -27,12 +30,12 @@ struct Case {
     factors = random.numbers<Number>(std::size_t(n_stages) * 2 * n);
     waveform = random.numbers<Real>(std::size_t(items) * time);
     window = random.numbers<Real>(length);
-    // Half of the outputs, in no order, the first of them twice.
     std::mt19937 generator(seed);
-    for (int i = 0; i < n; ++i) rows.push_back(i);
+    for (int i = 0; i < n; i += even ? 2 : 1) rows.push_back(i);
+    if (even && seed % 2) rows.push_back(int(generator() % (n / 2)) * 2 + 1);
     std::shuffle(rows.begin(), rows.end(), generator);
-    rows.resize(n / 2 + 1);
-    rows.push_back(rows[0]);
+    rows.resize(n / 2 + (even ? int(seed % 2) : 1));
+    if (!even) rows.push_back(rows[0]);
     frames = {waveform.data(), window.data(), time, per_item, hop, length, count};
   }
 
@@ -52,27 +55,33 @@ struct Case {
   }
 };
 
-template <class Tile, class Real>
-std::vector<Real> simulate_power(const Case<Real>& c, const Real* filterbank, int n_filters, Real exponent,
+// By the kernel of halves or that of tiles.
+template <class Tile, bool kHalves, class Real>
+std::vector<Real> simulate_power(const Case<Real>& c, const std::vector<Real>& filterbank, int n_filters, Real exponent,
                                  Real log_scale, Real eps) {
   using Number = Complex<Real>;
-  const int threads = 64, columns = filterbank ? n_filters : int(c.rows.size());
+  using Sink = PowerSink<Number>;
+  const int threads = 64, warps = threads / kLanes, columns = n_filters ? n_filters : int(c.rows.size());
   std::vector<Real> out(std::size_t(c.count) * columns, Real(NAN));
-  const PowerSink<Number> sink{out.data(), c.rows.data(), filterbank, int(c.rows.size()), n_filters, exponent,
-                               log_scale,  eps,           c.count};
+  const Sink sink{out.data(), c.rows.data(), filterbank.data(), c.n,      int(c.rows.size()), n_filters,
+                  exponent,   log_scale,     eps,               c.count};
   const TileMap map{c.log_n, 0, c.log_n, 0, Tile::kBits + kLaneBits};
   const std::int64_t per_tile = map.vectors_per_tile();
-  const std::size_t sink_bytes = threads / kLanes * PowerSink<Number>::template shared_reals<Tile>() * sizeof(Real);
-  const MultiplyArgs<Number, Frames<Number>, PowerSink<Number>> args{
-      c.frames, sink, c.stages(), map, (c.count + per_tile - 1) / per_tile, c.n_stages, int(sink_bytes)};
-  simulator::launch(2, 1, threads, sink_bytes + std::size_t(c.n_stages) * UnitsOfStage<Number, Tile>::kBytes, c.seed,
-                    [&](simulator::Block& block) {
-                      multiply_tiles<Number, Tile, rows_of_warp<Number, Tile>(), true>(args, block);
-                    });
+  const int sink_bytes = Sink::template shared_bytes<Tile>(warps);
+  const MultiplyArgs<Number, Frames<Number>, Sink> args{
+      c.frames, sink, c.stages(), map, (c.count + per_tile - 1) / per_tile, c.n_stages, sink_bytes};
+  std::size_t bytes = std::size_t(sink_bytes) + std::size_t(c.n_stages) * UnitsOfStage<Number, Tile>::kBytes;
+  if constexpr (kHalves) bytes = std::size_t(PowerOfHalves<Number, Tile::kBits>::shared_bytes(warps));
+  simulator::launch(2, 1, threads, bytes, c.seed, [&](simulator::Block& block) {
+    if constexpr (kHalves)
+      PowerOfHalves<Number, Tile::kBits>::run(args, block);
+    else
+      multiply_tiles<Number, Tile, rows_of_warp<Number, Tile>(), true>(args, block);
+  });
   return out;
 }
 
-template <class Tile, class Real>
+template <class Tile, bool kHalves = false, class Real>
 void check_forward(const Case<Real>& c) {
   const int n_rows = int(c.rows.size());
   Random random(c.seed + 7);
@@ -82,7 +91,7 @@ void check_forward(const Case<Real>& c) {
     return powers;
   };
   for (const Real exponent : {Real(1), Real(0.5), Real(0.8)}) {
-    const auto powers = simulate_power<Tile>(c, static_cast<Real*>(nullptr), 0, exponent, Real(0), Real(0));
+    const auto powers = simulate_power<Tile, kHalves>(c, {}, 0, exponent, Real(0), Real(0));
     for (std::int64_t row = 0; row < c.count; ++row)
       expect_close(powers.data() + row * n_rows, powers_of(row, exponent), "power log_n=%d exponent=%g", c.log_n,
                    double(exponent));
@@ -92,8 +101,8 @@ void check_forward(const Case<Real>& c) {
     const Real exponent = n_filters == 37 ? Real(0.8) : Real(1);
     std::vector<Real> filterbank = random.numbers<Real>(std::size_t(n_rows) * n_filters);
     for (Real& weight : filterbank) weight = std::abs(weight);
-    const auto bands = simulate_power<Tile>(c, filterbank.data(), n_filters, exponent, Real(0), Real(0));
-    const auto logs = simulate_power<Tile>(c, filterbank.data(), n_filters, exponent, Real(4), Real(1e-3));
+    const auto bands = simulate_power<Tile, kHalves>(c, filterbank, n_filters, exponent, Real(0), Real(0));
+    const auto logs = simulate_power<Tile, kHalves>(c, filterbank, n_filters, exponent, Real(4), Real(1e-3));
     for (std::int64_t row = 0; row < c.count; ++row) {
       const std::vector<Real> wanted = powers_of(row, exponent);
       std::vector<Real> sums(n_filters, 0), logarithms;
@@ -217,6 +226,11 @@ void check_number() {
     check_backward(Case<Real>(9, 400, 160, 2, 2, 2, seed), 8, single ? 1 : 3);
   }
   check_forward<ConsecutiveTile<5>>(Case<Real>(10, 1024, 256, 2, 2, 2, 1));
+  for (const bool even : {false, true})
+    for (unsigned seed : {0u, 1u}) {
+      check_forward<ConsecutiveTile<3>, true>(Case<Real>(8, 200, 80, 9, 2, 2, seed, even));
+      check_forward<ConsecutiveTile<4>, true>(Case<Real>(9, 400, 160, 5, 2, 2, seed, even));
+    }
 }
 
 int main() {

@@ -177,6 +177,7 @@ class Block {
   void wait_as_warp(Address barrier, int phase) { wait(barrier, phase); }
   template <class T>
   void put(Address to, const T& value, Address barrier);
+  int shuffle_xor(int x, int mask) { return shuffle(x, mask); }
   float shuffle_xor(float x, int mask) { return shuffle(x, mask); }
   double shuffle_xor(double x, int mask) { return shuffle(x, mask); }
   template <class T>

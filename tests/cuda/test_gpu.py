@@ -114,16 +114,36 @@ def test_half_precision_rounds_once(dtype: torch.dtype) -> None:
     assert torch.equal(y, ops.butterfly_multiply(x.float(), factors).to(dtype))
 
 
+def rows_of(kind: str, n: int) -> torch.Tensor:
+    """Outputs in no order: any, the first of them twice; or even ones, and perhaps one odd one beside them."""
+    if kind == "any":
+        rows = torch.randperm(n)[: n // 2 + 1]
+        return torch.cat([rows, rows[:1]]).to(DEVICE)
+    rows = torch.cat([2 * torch.randperm(n // 2), torch.tensor([n // 2 + 1])])
+    return rows[torch.randperm(len(rows))].to(DEVICE) if kind == "one odd" else rows[: n // 3].to(DEVICE)
+
+
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
-@pytest.mark.parametrize(("n", "length", "hop"), [(64, 50, 20), (512, 400, 160), (1024, 1024, 256)])
-def test_power_spectrum_and_gradients(n: int, length: int, hop: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("n", "length", "hop", "n_factors", "kind"),
+    [
+        (64, 50, 20, 2, "any"),
+        (256, 256, 100, 2, "one odd"),
+        (256, 200, 80, 4, "even"),
+        (512, 400, 160, 2, "any"),
+        (512, 512, 160, 2, "even"),
+        (512, 400, 160, 2, "one odd"),
+        (1024, 1024, 256, 2, "any"),
+    ],
+)
+def test_power_spectrum_and_gradients(
+    n: int, length: int, hop: int, n_factors: int, kind: str, dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
     real = torch.float32 if dtype == torch.complex64 else torch.float64
     waveform = torch.randn(3, 20 * hop + length + 7, dtype=real, device=DEVICE, requires_grad=True)
     window = torch.rand(length, dtype=real, device=DEVICE, requires_grad=True)
-    factors = random_factors(2, n, dtype).requires_grad_()
-    rows = torch.randperm(n, device=DEVICE)[: n // 2 + 1]
-    rows = torch.cat([rows, rows[:1]])
+    factors, rows = random_factors(n_factors, n, dtype).requires_grad_(), rows_of(kind, n)
     power = ops.butterfly_power_spectrum(waveform, window, factors, rows, hop)
     expected = power_spectrum_by_stages(waveform, window, factors, rows, hop)
     assert_near(power, expected, real)

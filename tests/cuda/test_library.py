@@ -143,10 +143,10 @@ def test_the_kernels_that_shall_be_fast_do_not_spill() -> None:
     # 2^(4 + 5) and 2^(5 + 5) points, all coefficients in shared memory; clusters; the backward of all sizes.
     kernels = re.compile(
         r"multiply_kernelI(?:f|NS_7ComplexIfEE)NS_15ConsecutiveTileILi[45]EEELi\d+ELb1"
-        r"|cluster_kernelI|backward_kernelI(?!d|NS_7ComplexIdEE)"
+        r"|halves_kernelINS_7ComplexIfEE|cluster_kernelI|backward_kernelI(?!d|NS_7ComplexIdEE)"
     )
     checked = {key: bytes_ for key, bytes_ in found.items() if kernels.search(key[0])}
-    # For each architecture: two sizes of real products and of complex ones, each for many vectors and for few, and of
+    # For each architecture: two sizes of real products and of complex ones, each for many vectors and for few; two of
     # power spectra; three sizes of clusters of each; backward of real and complex products, and of spectra in one run
     # and at the end of several.
     assert len(checked) == 20 * len(architectures)
