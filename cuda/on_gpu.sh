@@ -1,13 +1,24 @@
 #!/usr/bin/env bash
 # What needs a GPU: the tests of the kernels, the benchmarks and their targets, the sanitizers.
 #
-#   cuda/on_gpu.sh [FOLDER]     logs, tables and figures in FOLDER (runs/gpu); PYTHON names the interpreter
+#   cuda/on_gpu.sh [FOLDER [STEP ...]]
 #
-# Each step has a time limit and its own log, and a failure does not keep the next from running. What is worth most
-# comes first, so that a machine that is lent for some minutes does as much as it can.
+# Logs, tables and figures go into FOLDER (runs/gpu); PYTHON names the interpreter. Each step has a time limit and its own
+# log, and a failure does not keep the next from running. What is worth most comes first, so that a machine that is lent
+# for some minutes does as much as it can; or name the steps: tests kmatrix featurizer materialised memcheck racecheck
+# synccheck.
 set -u
 cd "$(dirname "$0")/.."
 folder=${1:-runs/gpu}
+shift $(($# > 0))
+steps=(tests kmatrix featurizer materialised memcheck racecheck synccheck)
+for name in "$@"; do
+  if [[ " ${steps[*]} " != *" $name "* ]]; then
+    echo "there is no step $name: choose among ${steps[*]}" >&2
+    exit 2
+  fi
+done
+chosen=" ${*:-${steps[*]}} "
 python=${PYTHON:-python3}
 mkdir -p "$folder"
 failed=0
@@ -15,6 +26,7 @@ failed=0
 step() { # NAME SECONDS COMMAND...
   local name=$1 limit=$2 start=$SECONDS status
   shift 2
+  [[ "$chosen" == *" $name "* ]] || return
   timeout --kill-after=10 "$limit" "$@" >"$folder/$name.log" 2>&1
   status=$?
   case $status in

@@ -296,6 +296,7 @@ Tensor power_spectrum(Tensor waveform, Tensor window, Tensor given_factors, Tens
                                  Real(1),
                                  Real(0),
                                  Real(0),
+                                 Real(0),
                                  frames.count()};
     power_spectrum_into<Number>(frames, factors, sink, gpu);
   });
@@ -303,7 +304,7 @@ Tensor power_spectrum(Tensor waveform, Tensor window, Tensor given_factors, Tens
 }
 
 Tensor log_filterbank(Tensor waveform, Tensor window, Tensor given_factors, Tensor rows, std::int64_t hop,
-                      Tensor filterbank, double power, double log_scale, double eps) {
+                      Tensor filterbank, double power, double log_scale, double eps, double floor) {
   const Tensor factors = checked_factors(given_factors);
   const FramesOf frames(waveform, window, factors, rows, hop);
   check_devices(waveform, {&filterbank});
@@ -327,6 +328,7 @@ Tensor log_filterbank(Tensor waveform, Tensor window, Tensor given_factors, Tens
                                  Real(power / 2),
                                  Real(log_scale),
                                  Real(eps),
+                                 Real(floor),
                                  frames.count()};
     power_spectrum_into<Number>(frames, factors, sink, gpu);
   });
@@ -410,10 +412,10 @@ std::string cuda_architectures() { return KALEIDO_TEXT(KALEIDO_CUDA_ARCHITECTURE
 
 STABLE_TORCH_LIBRARY_FRAGMENT(kaleido_audio, m) {
   m.def("cuda_architectures() -> str");
-  // log_scale * log(filterbank^T |z|^power + eps), or without the logarithm where log_scale is 0; no gradients.
+  // log_scale * log(max(filterbank^T |z|^power + eps, floor)), or without the logarithm where log_scale is 0; no gradients.
   m.def(
       "log_filterbank(Tensor waveform, Tensor window, Tensor factors, Tensor rows, int hop, Tensor filterbank, "
-      "float power, float log_scale, float eps) -> Tensor");
+      "float power, float log_scale, float eps, float floor) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(kaleido_audio, KALEIDO_DISPATCH_KEY, m) {

@@ -15,7 +15,8 @@ struct PowerSink {
   const Real* filterbank;     // (n_rows, n_filters)
   int n, n_rows, n_filters;   // without a filterbank, n_filters is 0
   Real exponent;              // of the squared magnitude
-  Real log_scale, log_offset; // log_scale * log(x + log_offset) of the filters' outputs, or x where log_scale is 0
+  // log_scale * log(max(x + log_offset, log_floor)) of the filters' outputs, or x where log_scale is 0.
+  Real log_scale, log_offset, log_floor;
   std::int64_t count;
 
   // Of an element of all rows.
@@ -111,7 +112,8 @@ struct PowerSink {
     Real* to = out + vector(row) * n_filters + filter;
     KALEIDO_UNROLL
     for (int j = 0; j < kPerLane; ++j) {
-      const Real sum = log_scale == Real(0) ? sums[j][0] : log_scale * std::log(sums[j][0] + log_offset);
+      const Real raised = sums[j][0] + log_offset, least = raised < log_floor ? log_floor : raised;  // NaN stays NaN
+      const Real sum = log_scale == Real(0) ? sums[j][0] : log_scale * std::log(least);
       if (writes && filter + j * kFilterLanes < n_filters) to[j * kFilterLanes] = sum;
     }
   }

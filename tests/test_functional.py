@@ -309,7 +309,13 @@ def test_k_mel_spectrogram_is_the_filterbank_of_the_spectrogram():
     fb = F.mel_filterbank(33, 0.0, 4000.0, 6, 8000, dtype=torch.float64)
     dft, rows = exact.dft(64, bit_reversed=True, dtype=torch.complex128), exact.bit_reversal(64)[:33]
     got = F.k_mel_spectrogram(x, 0, window, 64, 16, 64, 2.0, factors=dft.factors, rows=rows, fb=fb)
-    assert relative_error(got, fb.T @ F.spectrogram(x, 0, window, 64, 16, 64, 2.0)) < 1e-12
+    wanted = fb.T @ F.spectrogram(x, 0, window, 64, 16, 64, 2.0)
+    assert relative_error(got, wanted) < 1e-12
+    options = {"factors": dft.factors, "rows": rows, "fb": fb, "log_scale": 3.0}
+    offset = F.k_mel_spectrogram(x, 0, window, 64, 16, 64, 2.0, **options, eps=0.1)
+    assert relative_error(offset, 3 * (wanted + 0.1).log()) < 1e-12
+    floored = F.k_mel_spectrogram(x, 0, window, 64, 16, 64, 2.0, **options, floor=float(wanted.median()))
+    assert relative_error(floored, 3 * wanted.clamp(min=wanted.median()).log()) < 1e-12
 
 
 def test_filterbank_shapes_are_checked():

@@ -138,6 +138,7 @@ def k_mel_spectrogram(
     fb: Tensor,
     log_scale: float | None = None,
     eps: float = 1e-6,
+    floor: float | None = None,
     lengths: Tensor | None = None,
 ) -> Tensor:
     """`k_spectrogram` followed by `apply_filterbank`, and by a logarithm if one is asked for.
@@ -151,6 +152,7 @@ def k_mel_spectrogram(
         log_scale: return ``log_scale * log(bands + eps)``, e.g. 1 for natural logarithms and ``10 / log(10)`` for
             decibels of powers; None for the bands themselves.
         eps: positive.
+        floor: positive; the logarithm is then ``log_scale * log(max(bands, floor))``, without eps.
 
     Shape:
         result ``(..., n_bands, frames)``.
@@ -163,7 +165,7 @@ def k_mel_spectrogram(
             waveform, pad, window, n_fft, hop_length, win_length, normalized, center, pad_mode, lengths
         )
         bands = ops.butterfly_filterbank(
-            padded, window, factors, rows, hop_length, fb, power=power, log_scale=log_scale, eps=eps
+            padded, window, factors, rows, hop_length, fb, power=power, log_scale=log_scale, eps=eps, floor=floor
         ).transpose(-1, -2)
     else:
         specgram = k_spectrogram(
@@ -182,7 +184,8 @@ def k_mel_spectrogram(
             lengths=lengths,
         )
         bands = apply_filterbank(specgram, fb)
-        bands = bands if log_scale is None else log_scale * log_compression(bands, eps)
+        if log_scale is not None:
+            bands = log_scale * (log_compression(bands, eps) if floor is None else bands.clamp(min=floor).log())
     return _masked(bands, lengths, n_fft, hop_length, pad, center)
 
 

@@ -213,10 +213,12 @@ def butterfly_filterbank(
     power: float = 2.0,
     log_scale: float | None = None,
     eps: float = 1e-6,
+    floor: float | None = None,
 ) -> Tensor:
     """Weighted sums of `butterfly_power_spectrum`, and their logarithm, in one kernel and without gradients.
 
-    With z the spectrum, ``abs(z) ** power @ fb``, or ``log_scale * log(abs(z) ** power @ fb + eps)``.
+    With z the spectrum and ``bands = abs(z) ** power @ fb``, these are the bands, ``log_scale * log(bands + eps)``, or
+    ``log_scale * log(max(bands, floor))``.
 
     Args:
         waveform, window, factors, rows, hop_length: as in `butterfly_power_spectrum`, and such that
@@ -224,7 +226,8 @@ def butterfly_filterbank(
         fb: ``(r, n_bands)``, of the waveform's type.
         power: positive exponent of the magnitude.
         log_scale: a factor of the logarithm; None for the sums themselves.
-        eps: added before the logarithm.
+        eps: added before the logarithm, where there is no floor.
+        floor: least number of which a logarithm is taken; None for none.
 
     Shape:
         result ``(..., frames, n_bands)``.
@@ -244,7 +247,7 @@ def butterfly_filterbank(
             f"{factors.shape[-1]} on {waveform.device}: use butterfly_power_spectrum, which has no such limits"
         )
     items = waveform.reshape(-1, waveform.shape[-1])
-    result = native.log_filterbank(items, window, factors, rows, hop_length, fb, power, log_scale, eps)
+    result = native.log_filterbank(items, window, factors, rows, hop_length, fb, power, log_scale, eps, floor)
     return result.view(*waveform.shape[:-1], *result.shape[1:])
 
 

@@ -7,6 +7,7 @@ get kernels for fake tensors, gradients and rules for vmap.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -384,11 +385,14 @@ def log_filterbank(
     power: float,
     log_scale: float | None,
     eps: float,
+    floor: float | None,
 ) -> Tensor:
     """`kaleido_audio.ops.butterfly_filterbank` of a waveform ``(batch, time)``, for arguments that fit."""
     with torch.no_grad():
         operator = torch.ops.kaleido_audio.log_filterbank.default
-        return operator(waveform, window, factors, rows, hop, fb, power, log_scale or 0.0, eps)
+        if floor is not None:
+            return operator(waveform, window, factors, rows, hop, fb, power, log_scale or 0.0, 0.0, floor)
+        return operator(waveform, window, factors, rows, hop, fb, power, log_scale or 0.0, eps, -math.inf)
 
 
 def _fake_log_filterbank(
@@ -401,6 +405,7 @@ def _fake_log_filterbank(
     power: float,
     log_scale: float,
     eps: float,
+    floor: float,
 ) -> Tensor:
     return waveform.new_empty((waveform.shape[0], (waveform.shape[-1] - window.shape[0]) // hop + 1, fb.shape[1]))
 

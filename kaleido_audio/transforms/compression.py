@@ -17,6 +17,10 @@ KALDI_FLOOR = torch.finfo(torch.float32).eps
 """Least power of which Kaldi takes a logarithm, whatever precision it computes in."""
 
 
+def _log_scale(kind: str, power: float) -> float:
+    return {"log": 1.0, "log10": 1.0 / math.log(10.0), "db": 20.0 / power / math.log(10.0)}[kind]
+
+
 class Compression(nn.Module):
     """Logarithm of ``x + eps``, with an eps that may be learnable, one per channel.
 
@@ -61,8 +65,7 @@ class Compression(nn.Module):
     @property
     def log_scale(self) -> float:
         """What the natural logarithm is multiplied by: 1 for ``"log"``, ``1 / log(10)`` for ``"log10"``, and so on."""
-        decades = {"log": 1.0, "log10": 1.0 / math.log(10.0), "db": 20.0 / self.power / math.log(10.0)}
-        return decades[self.kind]
+        return _log_scale(self.kind, self.power)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compress a spectrogram."""
@@ -109,6 +112,11 @@ class FlooredLogarithm(nn.Module):
         self.kind = kind
         self.floor = floor
         self.power = power
+
+    @property
+    def log_scale(self) -> float:
+        """As of `Compression`."""
+        return _log_scale(self.kind, self.power)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compress a spectrogram."""

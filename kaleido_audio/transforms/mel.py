@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kaleido_audio import functional as F
 from kaleido_audio.kmatrix import KMatrix
 from kaleido_audio.ops import no_autocast
-from kaleido_audio.transforms.compression import COMPRESSIONS, PCEN, Compression
+from kaleido_audio.transforms.compression import COMPRESSIONS, PCEN, Compression, FlooredLogarithm
 from kaleido_audio.transforms.filterbank import Filterbank
 from kaleido_audio.transforms.options import checked_learnable, learnable_repr
 from kaleido_audio.transforms.spectrograms import KSpectrogram, Spectrogram, check_forward, settings_of
@@ -243,15 +243,18 @@ class KMelSpectrogram(MelFrontEnd):
         if any(part._forward_hooks or part._forward_pre_hooks for part in parts):
             return None
         spectrogram, compression = self.spectrogram, self.compression
-        if not isinstance(spectrogram, KSpectrogram) or spectrogram.power is None:
+        # A subclass may compute something else.
+        if type(spectrogram) is not KSpectrogram or spectrogram.power is None or type(self.mel_scale) is not Filterbank:
             return None
         if not isinstance(spectrogram.transform, KMatrix):
             return None
-        log_scale, eps = None, 1e-6
-        if compression is not None:
-            if not isinstance(compression, Compression) or compression.log_eps is not None:
-                return None
-            log_scale, eps = compression.log_scale, compression.eps
+        logarithm: dict[str, Any] = {}
+        if type(compression) is Compression and compression.log_eps is None:
+            logarithm = {"log_scale": compression.log_scale, "eps": compression.eps}
+        elif type(compression) is FlooredLogarithm:
+            logarithm = {"log_scale": compression.log_scale, "floor": compression.floor}
+        elif compression is not None:
+            return None
         factors, fb = spectrogram.transform.factors, self.mel_scale.weights
         if not F.fuses_k_mel(waveform, spectrogram.window, factors, fb):
             return None
@@ -262,8 +265,7 @@ class KMelSpectrogram(MelFrontEnd):
                 factors=factors,
                 rows=spectrogram.rows,
                 fb=fb,
-                log_scale=log_scale,
-                eps=eps,
+                **logarithm,
                 **spectrogram.frame_options(lengths, spectrogram.pad, spectrogram.center),
             )
 

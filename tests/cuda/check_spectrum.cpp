@@ -58,13 +58,13 @@ struct Case {
 // By the kernel of halves or that of tiles.
 template <class Tile, bool kHalves, class Real>
 std::vector<Real> simulate_power(const Case<Real>& c, const std::vector<Real>& filterbank, int n_filters, Real exponent,
-                                 Real log_scale, Real eps) {
+                                 Real log_scale, Real eps, Real floor) {
   using Number = Complex<Real>;
   using Sink = PowerSink<Number>;
   const int threads = 64, warps = threads / kLanes, columns = n_filters ? n_filters : int(c.rows.size());
   std::vector<Real> out(std::size_t(c.count) * columns, Real(NAN));
   const Sink sink{out.data(), c.rows.data(), filterbank.data(), c.n,      int(c.rows.size()), n_filters,
-                  exponent,   log_scale,     eps,               c.count};
+                  exponent,   log_scale,     eps,               floor,    c.count};
   const TileMap map{c.log_n, 0, c.log_n, 0, Tile::kBits + kLaneBits};
   const std::int64_t per_tile = map.vectors_per_tile();
   const int sink_bytes = Sink::template shared_bytes<Tile>(warps);
@@ -91,7 +91,7 @@ void check_forward(const Case<Real>& c) {
     return powers;
   };
   for (const Real exponent : {Real(1), Real(0.5), Real(0.8)}) {
-    const auto powers = simulate_power<Tile, kHalves>(c, {}, 0, exponent, Real(0), Real(0));
+    const auto powers = simulate_power<Tile, kHalves>(c, {}, 0, exponent, Real(0), Real(0), Real(0));
     for (std::int64_t row = 0; row < c.count; ++row)
       expect_close(powers.data() + row * n_rows, powers_of(row, exponent), "power log_n=%d exponent=%g", c.log_n,
                    double(exponent));
@@ -101,14 +101,15 @@ void check_forward(const Case<Real>& c) {
     const Real exponent = n_filters == 37 ? Real(0.8) : Real(1);
     std::vector<Real> filterbank = random.numbers<Real>(std::size_t(n_rows) * n_filters);
     for (Real& weight : filterbank) weight = std::abs(weight);
-    const auto bands = simulate_power<Tile, kHalves>(c, filterbank, n_filters, exponent, Real(0), Real(0));
-    const auto logs = simulate_power<Tile, kHalves>(c, filterbank, n_filters, exponent, Real(4), Real(1e-3));
+    const auto bands = simulate_power<Tile, kHalves>(c, filterbank, n_filters, exponent, Real(0), Real(0), Real(0));
+    const Real floor = bands[0];
+    const auto logs = simulate_power<Tile, kHalves>(c, filterbank, n_filters, exponent, Real(4), Real(1e-3), floor);
     for (std::int64_t row = 0; row < c.count; ++row) {
       const std::vector<Real> wanted = powers_of(row, exponent);
       std::vector<Real> sums(n_filters, 0), logarithms;
       for (int k = 0; k < n_rows; ++k)
         for (int f = 0; f < n_filters; ++f) sums[f] += filterbank[std::size_t(k) * n_filters + f] * wanted[k];
-      for (Real x : sums) logarithms.push_back(4 * std::log(x + Real(1e-3)));
+      for (Real x : sums) logarithms.push_back(4 * std::log(std::max(x + Real(1e-3), floor)));
       expect_close(bands.data() + row * n_filters, sums, "%d filters log_n=%d", n_filters, c.log_n);
       expect_close(logs.data() + row * n_filters, logarithms, "log of %d filters log_n=%d", n_filters, c.log_n);
     }

@@ -14,7 +14,7 @@ import torch
 from kaleido_audio import exact, ops
 from kaleido_audio.ops import native
 from kaleido_audio.ops.reference import multiply_by_stages, power_spectrum_by_stages
-from kaleido_audio.transforms import KMelSpectrogram
+from kaleido_audio.transforms import FlooredLogarithm, KMelSpectrogram
 
 SIMULATED = "KALEIDO_SIMULATED_GPU" in os.environ
 DEVICE = "cpu" if SIMULATED else "cuda"
@@ -172,6 +172,40 @@ def test_the_fused_front_end_equals_its_parts(
     torch.testing.assert_close(fused, parts.detach(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["log", "log10", "db"])
+def test_the_fused_front_end_with_a_floor(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if SIMULATED:
+        monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    torch.manual_seed(0)
+    module = KMelSpectrogram(16000, 512, 400, 160, n_mels=40).to(DEVICE)
+    module.compression = FlooredLogarithm(kind, floor=10.0)
+    waveform = torch.randn(2, 8000, device=DEVICE)
+    waveform[:, 4000:] = 0  # under the floor
+    waveform[1, 700] = torch.nan
+    with torch.no_grad():
+        fused = module._fused(waveform, None)
+    parts = module(waveform).detach()
+    assert fused is not None and fused[0, 0, -1] == parts.nan_to_num(torch.inf).min() and fused[1].isnan().any()
+    torch.testing.assert_close(fused, parts, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+class Halved(FlooredLogarithm):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) / 2
+
+
+def test_a_compression_of_ones_own_is_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    if SIMULATED:
+        monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    module = KMelSpectrogram(16000, 512, 400, 160, n_mels=40).to(DEVICE)
+    module.compression = FlooredLogarithm()
+    waveform = torch.randn(8000, device=DEVICE)
+    with torch.no_grad():
+        whole = module(waveform)
+        module.compression = Halved()
+        torch.testing.assert_close(module(waveform), whole / 2, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.skipif(SIMULATED, reason="a simulated GPU has no streams")
 def test_on_another_stream_and_in_a_graph() -> None:
     torch.manual_seed(0)
@@ -246,5 +280,5 @@ def test_opcheck() -> None:
     waveform, window = torch.randn(2, 500, device=DEVICE), torch.ones(64, device=DEVICE)
     fb = torch.rand(33, 20, device=DEVICE)
     torch.library.opcheck(torch.ops.kaleido_audio.power_spectrum.default, (waveform, window, dft, rows, 40))
-    args = (waveform, window, dft, rows, 40, fb, 2.0, 1.0, 1e-6)
+    args = (waveform, window, dft, rows, 40, fb, 2.0, 1.0, 1e-6, 1e-3)
     torch.library.opcheck(torch.ops.kaleido_audio.log_filterbank.default, args)

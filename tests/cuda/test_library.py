@@ -39,7 +39,7 @@ def test_the_schema_that_only_the_cuda_library_defines() -> None:
     schema = str(torch.ops.kaleido_audio.log_filterbank.default._schema)
     assert schema == (
         "kaleido_audio::log_filterbank(Tensor waveform, Tensor window, Tensor factors, Tensor rows, int hop, "
-        "Tensor filterbank, float power, float log_scale, float eps) -> Tensor"
+        "Tensor filterbank, float power, float log_scale, float eps, float floor) -> Tensor"
     )
 
 

@@ -10,14 +10,16 @@ SCRIPT = Path(__file__).parents[2] / "cuda" / "on_gpu.sh"
 STEPS = ["tests", "kmatrix", "featurizer", "materialised", "memcheck", "racecheck", "synccheck"]
 
 
-def run(folder: Path, program: str) -> tuple[subprocess.CompletedProcess, list[str]]:
+def run(folder: Path, program: str, *steps: str) -> tuple[subprocess.CompletedProcess, list[str]]:
     """The script's end, and the lines of its summary."""
     for name in ("python", "compute-sanitizer"):
         (folder / name).write_text(f"#!/bin/sh\n{program}\n", encoding="utf-8")
         (folder / name).chmod(0o755)
     environment = {**os.environ, "PYTHON": str(folder / "python"), "PATH": f"{folder}:{os.environ['PATH']}"}
-    result = subprocess.run([SCRIPT, folder / "out"], env=environment, capture_output=True, text=True, check=False)
-    return result, (folder / "out" / "summary.txt").read_text(encoding="utf-8").splitlines()
+    command = [SCRIPT, folder / "out", *steps]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    summary = folder / "out" / "summary.txt"
+    return result, summary.read_text(encoding="utf-8").splitlines() if summary.is_file() else []
 
 
 def test_every_step_runs_and_has_a_log(tmp_path: Path) -> None:
@@ -27,6 +29,19 @@ def test_every_step_runs_and_has_a_log(tmp_path: Path) -> None:
     assert all(line.endswith("passed") for line in summary[-len(STEPS) :])
     assert "benchmarks.kmatrix --device cuda" in (tmp_path / "out" / "kmatrix.log").read_text()
     assert "--tool racecheck" in (tmp_path / "out" / "racecheck.log").read_text()
+
+
+def test_chosen_steps_run_alone(tmp_path: Path) -> None:
+    result, summary = run(tmp_path, 'echo "$@"', "memcheck", "kmatrix")
+    assert result.returncode == 0, result.stderr
+    assert [line.split()[0] for line in summary[-2:]] == ["kmatrix", "memcheck"]
+    assert sorted(log.stem for log in (tmp_path / "out").glob("*.log")) == ["kmatrix", "memcheck"]
+
+
+def test_a_misspelt_step_is_no_success(tmp_path: Path) -> None:
+    result, summary = run(tmp_path, 'echo "$@"', "kmatrx")
+    assert result.returncode == 2 and "there is no step kmatrx: choose among tests kmatrix" in result.stderr
+    assert not summary
 
 
 def test_a_failure_is_reported_and_the_rest_runs(tmp_path: Path) -> None:
