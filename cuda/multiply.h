@@ -2,8 +2,6 @@
 // first stage to the last; the coefficients wait in shared memory in the order of their use.
 #pragma once
 
-#include <cassert>
-
 #include "layout.h"
 #include "memory.h"
 

@@ -2,6 +2,9 @@
 // which the odd outputs are hardly used.
 #pragma once
 
+#include <cassert>
+#include <cmath>
+
 #include "multiply.h"
 
 namespace kaleido_cuda {
