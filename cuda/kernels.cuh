@@ -49,7 +49,8 @@ cudaError_t launch_tiles(const Source& source, const Sink& sink, std::int64_t si
     const std::int64_t parts = std::max<std::int64_t>(1, std::min((tile_rows + rows - 1) / rows, blocks / tiles));
     return launch(kernel, {tiles * parts, kMultiplyThreads, bytes}, stream, args);
   };
-  // Spectra whose coefficients fit have a kernel of their own, but for the shortest.
+  // Spectra of two factors whose coefficients fit have a kernel of their own (power.h), but for the shortest; more
+  // factors seldom fit.
   constexpr bool kMayFit = std::is_same_v<Source, Rows<Number>> || Tile::kBits == kSmallestTileBits;
   if (!kMayFit || capacity < total)
     return launch_rows(multiply_kernel<Number, Tile, kRows, false, Source, Sink>, kRows, 1);
