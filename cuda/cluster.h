@@ -41,7 +41,7 @@ struct Cluster {
   static constexpr int kRunBits = kBits + kLaneBits, kLogN = kRunBits + kTop, kColumnBits = kRunBits - kTop;
   static constexpr int kRows = rows_of_warp<Number, Run>();
   static constexpr int kPartBytes = int(sizeof(Number)) << kRunBits;
-  static constexpr int kMostWarps = kMultiplyThreads / kLanes;
+  static constexpr int kMostWarps = kMultiplyWarps;
   static constexpr int kBarrierBytes = 2 * 8 * kMostWarps;
 
   static KALEIDO_EVERYWHERE TileMap columns() { return {kLogN, kColumnBits, kTop, kRunBits, kRunBits}; }

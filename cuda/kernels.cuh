@@ -58,7 +58,7 @@ cudaError_t launch_tiles(const Source& source, const Sink& sink, std::int64_t si
     // With fewer vectors than warps, each has its own: in single precision, where vectors are long enough to matter.
     constexpr bool kFew = kRows > 1 && Tile::kBits >= 4 && sizeof(RealOf<Number>) == 4;
     if constexpr (kFew && std::is_same_v<Source, Rows<Number>>) {
-      if (tile_rows * tiles <= std::int64_t(device.processors) * kMultiplyThreads / kLanes)
+      if (tile_rows * tiles <= std::int64_t(device.processors) * kMultiplyWarps)
         return launch_rows(multiply_kernel<Number, Tile, 1, true, Source, Sink>, 1, 1);
     }
     return launch_rows(multiply_kernel<Number, Tile, kRows, true, Source, Sink>, kRows,

@@ -55,15 +55,14 @@ template <class Number, int kBits>
 cudaError_t launch_halves(const Frames<Number>& frames, const PowerSink<Number>& sink, const Number* factors,
                           const Device& device, cudaStream_t stream) {
   using Halves = PowerOfHalves<Number, kBits>;
-  constexpr int kWarps = kMultiplyThreads / kLanes, kLogN = Halves::kLogN;
-  constexpr int kBytes = Halves::shared_bytes(kWarps);
+  constexpr int kLogN = Halves::kLogN, kBytes = Halves::shared_bytes(kMultiplyWarps);
   const typename Halves::Args args{frames,
                                    sink,
                                    {factors, kLogN, 0, 2 * kLogN},
                                    {kLogN, 0, kLogN, 0, kLogN},
                                    frames.count,
                                    2 * kLogN,
-                                   Halves::Sink::template shared_bytes<typename Halves::Tile>(kWarps)};
+                                   Halves::Sink::template shared_bytes<typename Halves::Tile>(kMultiplyWarps)};
   const std::int64_t blocks = std::min((frames.count + Halves::kRows - 1) / Halves::kRows,
                                        blocks_of_gpu(device, blocks_of_halves<Number, kBits>(), kBytes));
   return launch(halves_kernel<Number, kBits>, {blocks, kMultiplyThreads, kBytes}, stream, args);
@@ -73,17 +72,16 @@ template <class Number>
 cudaError_t LaunchPower<Number>::power(const Frames<Number>& frames, const PowerSink<Number>& sink,
                                        const Number* factors, int log_n, const Pass& pass, const Device& device,
                                        cudaStream_t stream) {
-  constexpr int kWarps = kMultiplyThreads / kLanes;
   return with_tile<Number>(pass.bits, [&](auto tile) {
     using Tile = decltype(tile);
     if constexpr (Tile::kBits > kSmallestTileBits) {
-      constexpr int kBytes = PowerOfHalves<Number, Tile::kBits>::shared_bytes(kWarps);
+      constexpr int kBytes = PowerOfHalves<Number, Tile::kBits>::shared_bytes(kMultiplyWarps);
       if constexpr (kBytes <= kMostBlockBytes)
         if (pass.last == 2 * log_n && kBytes <= device.block_bytes)
           return launch_halves<Number, Tile::kBits>(frames, sink, factors, device, stream);
     }
-    return launch_tiles<Number, Tile>(frames, sink, PowerSink<Number>::template shared_bytes<Tile>(kWarps), factors,
-                                      log_n, pass, device, stream);
+    return launch_tiles<Number, Tile>(frames, sink, PowerSink<Number>::template shared_bytes<Tile>(kMultiplyWarps),
+                                      factors, log_n, pass, device, stream);
   });
 }
 

@@ -24,6 +24,12 @@ KALEIDO_EVERYWHERE constexpr int rotate_right(int value, int by, int bits) {
   return ((value >> by) | (value << (bits - by))) & ((1 << bits) - 1);
 }
 
+// x XOR (x >> by) XOR (x >> 2 by) ... down to the bits of a lane: what y XOR (y >> by) = x is solved by.
+KALEIDO_EVERYWHERE constexpr int sum_of_shifts(int x, int by) {
+  for (int known = by; known < kLaneBits; known *= 2) x ^= x >> known;
+  return x;
+}
+
 constexpr int kSmallestTileBits = 2;
 
 // A run of 2^(kBits + 5) neighbouring elements, 2^kBits of them in the registers of each lane.
@@ -62,11 +68,9 @@ struct ConsecutiveTile {
   // The lane and the register that hold element i: bits of i outside of [m, m + kBits) are those of
   // lane XOR (lane << kBits), which tells the low bits of the lane from the lowest up, and the others from the top.
   static constexpr KALEIDO_EVERYWHERE int lane_of(int i, int m) {
-    int low = i & ((1 << m) - 1), high = i >> kBits;
-    for (int known = kBits; known < kLaneBits; known *= 2) {
-      low ^= low << known;
-      high ^= high >> known;
-    }
+    int low = i & ((1 << m) - 1);
+    for (int known = kBits; known < kLaneBits; known *= 2) low ^= low << known;
+    const int high = sum_of_shifts(i >> kBits, kBits);
     return (low & ((1 << m) - 1)) | (high & (kLanes - (1 << m)));
   }
   static constexpr KALEIDO_EVERYWHERE int register_of(int i, int lane, int m) {
@@ -84,12 +88,6 @@ struct ConsecutiveTile {
   static constexpr KALEIDO_EVERYWHERE int flips(int lane) { return (lane << kBits) >> kLaneBits; }
   static constexpr KALEIDO_EVERYWHERE int memory_register(int reg) { return rotate_right(reg, kLaneBits, kBits); }
 };
-
-// x XOR (x >> by) XOR (x >> 2 by) ... for a lane number: what y XOR (y >> by) = x is solved by.
-KALEIDO_EVERYWHERE constexpr int sum_of_shifts(int x, int by) {
-  for (int known = by; known < kLaneBits; known *= 2) x ^= x >> known;
-  return x;
-}
 
 // The even or the odd elements of a ConsecutiveTile<kWholeBits>, from where the stage of stride 1 leaves them: its
 // register r of lane l holds element r XOR l XOR (l << kWholeBits), so that registers r and r XOR 1 change places in odd

@@ -35,6 +35,7 @@ constexpr int rows_of_warp() {
 }
 
 constexpr int kMultiplyThreads = 256;
+constexpr int kMultiplyWarps = kMultiplyThreads / kLanes;
 
 // 16 bytes of coefficients, loaded at once.
 template <class Number>
@@ -281,6 +282,14 @@ KALEIDO_DEVICE Place place_of(const Args& args, int round, Block& block) {
   return place_of<kRows>(args, round, forgotten(block.thread()) / kLanes, block);
 }
 
+// How many a warp has to do.
+template <int kRows, class Args, class Block>
+KALEIDO_DEVICE int rounds_of_warp(const Args& args, Block& block) {
+  const std::int64_t first = place_of<kRows>(args, 0, block).first;
+  const std::int64_t of_round = place_of<kRows>(args, 1, block).first - first;
+  return block.uniform(int((args.tile_rows - first + of_round - 1) / of_round));
+}
+
 // With kResident, all coefficients are in shared memory from the start; else they come in turns, which costs registers.
 //
 // Where the compiler cannot see that the threads of a warp take the same way, it doubles every shuffle that may come
@@ -297,11 +306,10 @@ KALEIDO_DEVICE void multiply_tiles(const MultiplyArgs<Number, Source, Sink>& arg
   args.sink.begin(block);
   int rounds = 0;
   if (kResident) {
-    const Place begin = place_of<kRows>(args, 0, block);
-    load_coefficients<Number, Tile, kResident>(stages, map, begin.tile, stages.first, total, units, block);
+    const int tile = place_of<kRows>(args, 0, block).tile;
+    load_coefficients<Number, Tile, kResident>(stages, map, tile, stages.first, total, units, block);
     block.sync();
-    const std::int64_t of_round = place_of<kRows>(args, 1, block).first - begin.first;
-    rounds = block.uniform(int((args.tile_rows - begin.first + of_round - 1) / of_round));
+    rounds = rounds_of_warp<kRows>(args, block);
   }
   const int first_factor = stages.first / stages.log_n, last_factor = (stages.last - 1) / stages.log_n;
   // Where coefficients change, all warps make as many rounds as the first, because they wait for each other, and have

@@ -5,8 +5,7 @@
 #
 # Logs, tables and figures go into FOLDER (runs/gpu); PYTHON names the interpreter. Each step has a time limit and its own
 # log, and a failure does not keep the next from running. What is worth most comes first, so that a machine that is lent
-# for some minutes does as much as it can; or name the steps: tests kmatrix featurizer materialised memcheck racecheck
-# synccheck.
+# for some minutes does as much as it can; or name the steps.
 set -u
 cd "$(dirname "$0")/.."
 folder=${1:-runs/gpu}

@@ -286,17 +286,8 @@ Tensor power_spectrum(Tensor waveform, Tensor window, Tensor given_factors, Tens
   if (power.numel() == 0) return power;
   with_complex(factors, [&](auto number) {
     using Number = decltype(number);
-    using Real = RealOf<Number>;
-    const PowerSink<Number> sink{static_cast<Real*>(power.mutable_data_ptr()),
-                                 numbers_of<std::int64_t>(frames.rows),
-                                 nullptr,
-                                 int(factors.size(3)),
-                                 int(rows.numel()),
-                                 0,
-                                 Real(1),
-                                 Real(0),
-                                 Real(0),
-                                 Real(0),
+    const PowerSink<Number> sink{static_cast<RealOf<Number>*>(power.mutable_data_ptr()),
+                                 numbers_of<std::int64_t>(frames.rows), int(factors.size(3)), int(rows.numel()),
                                  frames.count()};
     power_spectrum_into<Number>(frames, factors, sink, gpu);
   });
@@ -321,15 +312,15 @@ Tensor log_filterbank(Tensor waveform, Tensor window, Tensor given_factors, Tens
     using Real = RealOf<Number>;
     const PowerSink<Number> sink{static_cast<Real*>(result.mutable_data_ptr()),
                                  numbers_of<std::int64_t>(frames.rows),
-                                 numbers_of<Real>(weights),
                                  int(factors.size(3)),
                                  int(rows.numel()),
+                                 frames.count(),
+                                 numbers_of<Real>(weights),
                                  int(filterbank.size(1)),
                                  Real(power / 2),
                                  Real(log_scale),
                                  Real(eps),
-                                 Real(floor),
-                                 frames.count()};
+                                 Real(floor)};
     power_spectrum_into<Number>(frames, factors, sink, gpu);
   });
   return result;

@@ -13,14 +13,15 @@ namespace kaleido_cuda {
 template <class Number>
 struct PowerSink {
   using Real = RealOf<Number>;
-  Real* out;                  // (count, n_rows), with a filterbank (count, n_filters)
-  const std::int64_t* rows;   // (n_rows,): the outputs, in any order
-  const Real* filterbank;     // (n_rows, n_filters)
-  int n, n_rows, n_filters;   // without a filterbank, n_filters is 0
-  Real exponent;              // of the squared magnitude
-  // log_scale * log(max(x + log_offset, log_floor)) of the filters' outputs, or x where log_scale is 0.
-  Real log_scale, log_offset, log_floor;
+  Real* out;                 // (count, n_rows), with a filterbank (count, n_filters)
+  const std::int64_t* rows;  // (n_rows,): the outputs, in any order
+  int n, n_rows;
   std::int64_t count;
+  const Real* filterbank = nullptr;  // (n_rows, n_filters)
+  int n_filters = 0;                 // none without a filterbank
+  Real exponent = 1;                 // of the squared magnitude
+  // log_scale * log(max(x + log_offset, log_floor)) of the filters' outputs, or x where log_scale is 0.
+  Real log_scale = 0, log_offset = 0, log_floor = 0;
 
   // Of an element of all rows.
   template <int kRows>
@@ -41,6 +42,15 @@ struct PowerSink {
   // Of a squared magnitude, where the exponent is not 1.
   KALEIDO_DEVICE Real power(Real squared) const {
     return exponent == Real(0.5) ? std::sqrt(squared) : std::pow(squared, exponent);
+  }
+
+  // Of register h of all rows.
+  template <class Vectors>
+  static KALEIDO_DEVICE PowersOf<Vectors::kRows> powers_of(const Vectors& vectors, int h) {
+    PowersOf<Vectors::kRows> powers;
+    KALEIDO_UNROLL
+    for (int row = 0; row < Vectors::kRows; ++row) powers.of_row[row] = squared_magnitude(vectors.x[row][h]);
+    return powers;
   }
 
   // Before the first vector.
@@ -164,15 +174,9 @@ struct PowerSink {
   template <class Tile, class Warp, class Block>
   KALEIDO_DEVICE void store(Warp& vectors, const TileMap& map, int, std::int64_t first, int lane, int warp,
                             Block& block) const {
-    constexpr int kRows = Warp::kRows;
-    PowersOf<kRows>* of_warp = powers<Tile>(warp, block);
+    auto* of_warp = powers<Tile>(warp, block);
     KALEIDO_UNROLL
-    for (int h = 0; h < Tile::kRegisters; ++h) {
-      PowersOf<kRows> of_element;
-      KALEIDO_UNROLL
-      for (int row = 0; row < kRows; ++row) of_element.of_row[row] = squared_magnitude(vectors.x[row][h]);
-      of_warp[Tile::memory_element(lane, h)] = of_element;
-    }
+    for (int h = 0; h < Tile::kRegisters; ++h) of_warp[Tile::memory_element(lane, h)] = powers_of(vectors, h);
     finish<Tile>(of_warp, block.uniform(map.vectors_per_tile()), first, lane, block);
   }
 };
@@ -282,9 +286,7 @@ struct PowerOfHalves {
     if (odd >= 0) load_odd_row(args.stages, odd, odd_row, block);
     block.sync();
 
-    const Place begin = place_of<kRows>(args, 0, block);
-    const std::int64_t of_round = place_of<kRows>(args, 1, block).first - begin.first;
-    const int rounds = block.uniform(int((args.tile_rows - begin.first + of_round - 1) / of_round));
+    const int rounds = rounds_of_warp<kRows>(args, block);
     for (int round = 0; round < rounds; ++round) {
       const auto& now = forgotten<Args>(args);
       Whole whole;
@@ -358,12 +360,8 @@ struct PowerOfHalves {
   template <class Vectors, class Powers>
   static KALEIDO_DEVICE void store_half(const Vectors& half, Powers* to, int number) {
     KALEIDO_UNROLL
-    for (int reg = 0; reg < Half::kRegisters; ++reg) {
-      Powers of_element;
-      KALEIDO_UNROLL
-      for (int row = 0; row < kRows; ++row) of_element.of_row[row] = squared_magnitude(half.x[row][reg]);
-      to[2 * Half::element(number, reg, kLaneBits)] = of_element;
-    }
+    for (int reg = 0; reg < Half::kRegisters; ++reg)
+      to[2 * Half::element(number, reg, kLaneBits)] = Sink::powers_of(half, reg);
   }
 };
 

@@ -390,9 +390,8 @@ def log_filterbank(
     """`kaleido_audio.ops.butterfly_filterbank` of a waveform ``(batch, time)``, for arguments that fit."""
     with torch.no_grad():
         operator = torch.ops.kaleido_audio.log_filterbank.default
-        if floor is not None:
-            return operator(waveform, window, factors, rows, hop, fb, power, log_scale or 0.0, 0.0, floor)
-        return operator(waveform, window, factors, rows, hop, fb, power, log_scale or 0.0, eps, -math.inf)
+        offset, least = (eps, -math.inf) if floor is None else (0.0, floor)
+        return operator(waveform, window, factors, rows, hop, fb, power, log_scale or 0.0, offset, least)
 
 
 def _fake_log_filterbank(

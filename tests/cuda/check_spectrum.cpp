@@ -63,8 +63,8 @@ std::vector<Real> simulate_power(const Case<Real>& c, const std::vector<Real>& f
   using Sink = PowerSink<Number>;
   const int threads = 64, warps = threads / kLanes, columns = n_filters ? n_filters : int(c.rows.size());
   std::vector<Real> out(std::size_t(c.count) * columns, Real(NAN));
-  const Sink sink{out.data(), c.rows.data(), filterbank.data(), c.n,      int(c.rows.size()), n_filters,
-                  exponent,   log_scale,     eps,               floor,    c.count};
+  const Sink sink{out.data(), c.rows.data(), c.n,       int(c.rows.size()), c.count, filterbank.data(),
+                  n_filters,  exponent,      log_scale, eps,                floor};
   const TileMap map{c.log_n, 0, c.log_n, 0, Tile::kBits + kLaneBits};
   const std::int64_t per_tile = map.vectors_per_tile();
   const int sink_bytes = Sink::template shared_bytes<Tile>(warps);

@@ -154,13 +154,17 @@ def test_power_spectrum_and_gradients(
         assert_near(got, other, real)
 
 
+@pytest.fixture
+def seen_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only GPUs have a kernel for is asked of a simulated one's tensors, which are the processor's."""
+    if SIMULATED:
+        monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+
+
 @pytest.mark.parametrize("compression", [None, "log", "log10", "db"])
 @pytest.mark.parametrize("power", [1.0, 2.0])
-def test_the_fused_front_end_equals_its_parts(
-    power: float, compression: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if SIMULATED:  # what only GPUs have a kernel for is asked of tensors of the processor
-        monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+@pytest.mark.usefixtures("seen_on_a_gpu")
+def test_the_fused_front_end_equals_its_parts(power: float, compression: str | None) -> None:
     torch.manual_seed(0)
     module = KMelSpectrogram(16000, 512, 400, 160, n_mels=40, power=power, compression=compression).to(DEVICE)
     waveform, lengths = torch.randn(3, 16000, device=DEVICE), torch.tensor([16000, 9000, 4000], device=DEVICE)
@@ -173,9 +177,8 @@ def test_the_fused_front_end_equals_its_parts(
 
 
 @pytest.mark.parametrize("kind", ["log", "log10", "db"])
-def test_the_fused_front_end_with_a_floor(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if SIMULATED:
-        monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+@pytest.mark.usefixtures("seen_on_a_gpu")
+def test_the_fused_front_end_with_a_floor(kind: str) -> None:
     torch.manual_seed(0)
     module = KMelSpectrogram(16000, 512, 400, 160, n_mels=40).to(DEVICE)
     module.compression = FlooredLogarithm(kind, floor=10.0)
@@ -194,9 +197,8 @@ class Halved(FlooredLogarithm):
         return super().forward(x) / 2
 
 
-def test_a_compression_of_ones_own_is_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    if SIMULATED:
-        monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+@pytest.mark.usefixtures("seen_on_a_gpu")
+def test_a_compression_of_ones_own_is_not_left_out() -> None:
     module = KMelSpectrogram(16000, 512, 400, 160, n_mels=40).to(DEVICE)
     module.compression = FlooredLogarithm()
     waveform = torch.randn(8000, device=DEVICE)
