@@ -116,6 +116,11 @@ def is_ready() -> bool:
     return _ready and forward_ad._current_level < 0 and not torch.is_autocast_enabled("cpu") and not _is_compiling()
 
 
+def reason_for_none(device: str) -> str | None:
+    """Why there are no native kernels for a type of device; None where there are, or where nobody asked for any."""
+    return _missing.get(device)
+
+
 def _warn_once(device: str) -> None:
     if device not in _warned and not torch.compiler.is_compiling():
         _warned.add(device)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from kaleido_audio import exact, ops
+from kaleido_audio import check, exact, ops
 from kaleido_audio.ops import native
 from kaleido_audio.ops.reference import multiply_by_stages, power_spectrum_by_stages
 from kaleido_audio.transforms import FlooredLogarithm, KMelSpectrogram
@@ -263,6 +263,20 @@ def test_materialised_products_are_as_precise_as_tensor_cores(mode: str) -> None
     unit = 2.0**-11 if mode == "tf32" else 2.0**-9
     for mine, exact_value in ((got, expected), (grad, wanted)):
         assert (mine - exact_value).abs().max() <= 8 * unit * exact_value.abs().max()
+
+
+@pytest.mark.usefixtures("seen_on_a_gpu")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_filterbank_against_the_definition(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    if SIMULATED:
+        monkeypatch.setattr(check, "SPECTRA", ((64, 50), (256, 256)))
+    finding = check.check_filterbank(dtype, torch.device(DEVICE))
+    assert finding.is_right, finding
+
+
+@pytest.mark.skipif(SIMULATED, reason="to the check of an installation, a simulated GPU is the processor")
+def test_the_check_of_an_installation() -> None:
+    assert check.main(["--device", "cuda:0"]) == 0
 
 
 def test_empty_batches() -> None:

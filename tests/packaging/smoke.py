@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import kaleido_audio
-from kaleido_audio import KMatrix, exact, fit, nn, ops
+from kaleido_audio import KMatrix, check, exact, fit, nn, ops
 from kaleido_audio.ops.reference import multiply_by_stages
 from kaleido_audio.transforms import KMelSpectrogram
 
@@ -38,6 +38,10 @@ def test_native_kernels_are_in_use_and_nothing_warns() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert ops.backend(torch.zeros(3)) == "cpu"
+
+
+def test_the_check_of_an_installation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check.main(["--device", "cpu"]) == 0, capsys.readouterr().out
 
 
 def test_torchaudio_is_not_imported() -> None:
