@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Union
+from collections.abc import Callable
+from typing import Any, Union
 
 import torch
 from torch import Tensor, nn
@@ -77,8 +78,8 @@ class KMatrix(ModuleWithTables):
             lose a part of it: a gain of sqrt(N / n) is spread evenly over all stages, or is the diagonal of "odo".
             With the constraint "orthogonal" there is no place for it, and the variance is n / N of the input's.
         constraint: ``"orthogonal"``: every 2 x 2 block is a rotation or a reflection, or unitary if complex, by its
-            angles, and so exactly orthogonal throughout training. The buffer ``reflection`` says which blocks of a
-            real K-matrix are reflections. ``"odo"``: orthogonal, diagonal, orthogonal: between the B* and the B of
+            angles, and so exactly orthogonal throughout training. The buffer ``reflection`` is 1 for those blocks of a
+            real K-matrix that are reflections. ``"odo"``: orthogonal, diagonal, orthogonal: between the B* and the B of
             each BB*, both orthogonal, stands a free diagonal, which costs nothing in `forward`.
         tied: the blocks of one stage share their coefficients where an FFT's do: a stage of stride s repeats one
             pattern of 2 s positions. The diagonal of "odo" is not tied.
@@ -148,7 +149,8 @@ class KMatrix(ModuleWithTables):
         else:
             shape = (2 * width, *pairs[:-1], 4, pairs[-1]) if self.is_complex else self._blocks_shape
             self.angles = nn.Parameter(torch.empty(shape, dtype=real))
-            self.register_buffer("reflection", None if self.is_complex else torch.zeros(shape, dtype=torch.bool))
+            # A number, because averages of buffers refuse a bool or round it.
+            self.register_buffer("reflection", None if self.is_complex else torch.zeros(shape, dtype=real))
         if constraint == "odo":
             self.diagonal = nn.Parameter(torch.empty(width, self.size, *parts, dtype=real))
         if not self._has_weight_as_factors:
@@ -201,6 +203,16 @@ class KMatrix(ModuleWithTables):
         """Where the coefficients of the factors stand among those of the blocks."""
         return {} if self._has_weight_as_factors else {"block_index": block_index(self.size, tied=self.tied)}
 
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> KMatrix:
+        def apply(tensor: Tensor) -> Any:
+            # A memory format for images is for weights of convolutions, not for all tensors of four or five dimensions.
+            if tensor.ndim < 4 or type(tensor) not in (Tensor, nn.Parameter):
+                return fn(tensor)
+            return fn(tensor.detach().flatten()).view(tensor.shape)
+
+        super()._apply(apply, recurse)
+        return self
+
     @property
     def n(self) -> int:
         """Size of the input vectors: `in_features`."""
@@ -217,7 +229,6 @@ class KMatrix(ModuleWithTables):
         if self._has_weight_as_factors:
             return _coefficients(self.weight, self.is_complex)
         blocks = self._blocks()
-        # No buffer, so that it may lie on another GPU than a replica's parameters.
         factors = factors_of_blocks(blocks, self.block_index.to(blocks.device))
         if self.constraint == "odo":
             return with_diagonal(factors, _coefficients(self.diagonal, self.is_complex))
@@ -370,7 +381,7 @@ class KMatrix(ModuleWithTables):
         if self.constraint is None:
             return _coefficients(self.weight, self.is_complex)
         angles = self.angles.float() if self.is_complex and self.angles.dtype in _HALF else self.angles
-        return unitary_blocks(angles, self.reflection)
+        return unitary_blocks(angles, None if self.reflection is None else self.reflection > 0.5)
 
     @torch.no_grad()
     def _set_blocks(self, blocks: Tensor) -> None:
@@ -391,8 +402,12 @@ class KMatrix(ModuleWithTables):
         if self.constraint == "odo":
             factors, diagonal = split_diagonal(factors)
             self.diagonal.copy_(_as_real(diagonal))
-        self._set_blocks(blocks_of_factors(factors, self.block_index, tied=self.tied))
-        kept = factors_of_blocks(self._blocks(), self.block_index)
+        index = self.block_index.to(factors.device)
+        self._set_blocks(blocks_of_factors(factors, index, tied=self.tied))
+        blocks = self._blocks()
+        if blocks.is_meta:
+            return
+        kept = factors_of_blocks(blocks, index)
         error = (kept - factors).abs().max()
         if not error <= 64 * torch.finfo(factors.dtype).eps * factors.abs().max():
             wanted = [f"orthogonal blocks (constraint={self.constraint!r})"] if self.constraint else []

@@ -222,7 +222,7 @@ def test_orthogonal_has_rotations_and_reflections_with_equal_odds() -> None:
     assert 0.45 < k.reflection.double().mean() < 0.55
     last = k.factors[1, -1].detach()  # stride 128: pairs (i, i + 128)
     determinants = last[0, :128] * last[0, 128:] - last[1, :128] * last[1, 128:]
-    torch.testing.assert_close(determinants, torch.where(k.reflection[1, -1], -1.0, 1.0).double())
+    torch.testing.assert_close(determinants, torch.where(k.reflection[1, -1] > 0.5, -1.0, 1.0).double())
     torch.testing.assert_close(last[0, :128], k.angles.detach()[1, -1].cos())
     torch.testing.assert_close(last[1, 128:], k.angles.detach()[1, -1].sin())
 

@@ -1,11 +1,14 @@
-"""Modules made on the meta device are right once they have memory, however they got it."""
+"""Modules are right wherever they have been: on the meta device, in averages, in other memory formats."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
+from torch.optim import swa_utils
 
 from kaleido_audio import KMatrix, nn
+from kaleido_audio.transforms import KFbank, KMelSpectrogram
 
 MODULES: dict[str, Callable[[], torch.nn.Module]] = {
     "KMatrix": lambda: KMatrix(8),
@@ -20,9 +23,21 @@ MODULES: dict[str, Callable[[], torch.nn.Module]] = {
 }
 
 
+FRONT_ENDS: dict[str, Callable[[], torch.nn.Module]] = {
+    "power of two": lambda: KMelSpectrogram(8000, 256, n_mels=10, compression="log"),
+    "odd": lambda: KMelSpectrogram(8000, 200, n_mels=10, compression="log"),
+    "fbank": lambda: KFbank(num_mel_bins=10, sample_frequency=8000),
+}
+ALL = {**MODULES, **FRONT_ENDS}
+
+
+def some_input(name: str) -> torch.Tensor:
+    return torch.randn(8, 2000 if name in FRONT_ENDS else 8)
+
+
 def on_meta(name: str) -> torch.nn.Module:
     with torch.device("meta"):
-        return MODULES[name]()
+        return ALL[name]()
 
 
 def poisoned(module: torch.nn.Module) -> torch.nn.Module:
@@ -34,11 +49,12 @@ def poisoned(module: torch.nn.Module) -> torch.nn.Module:
     return module
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.filterwarnings("ignore:.*mel filters hold no frequency bin")
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("way", ["to_empty", "assign"])
 def test_loading_into_a_module_from_meta(name: str, way: str) -> None:
     torch.manual_seed(0)
-    source = MODULES[name]()
+    source = ALL[name]()
     if way == "to_empty":
         twin = on_meta(name)
         twin.to_empty(device="cpu")
@@ -48,8 +64,108 @@ def test_loading_into_a_module_from_meta(name: str, way: str) -> None:
             pytest.skip("a module without parameters does not say where it shall be")
         twin = on_meta(name)
         twin.load_state_dict(source.state_dict(), assign=True)
-    x = torch.randn(8, 8)
+    x = some_input(name)
     assert torch.equal(twin(x), source(x))
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name != "SparseLinear"])
+def test_parameters_elsewhere_while_the_module_is_on_meta(name: str) -> None:
+    """The idiom of PyTorch's tutorial on ensembles."""
+    source = ALL[name]()
+    base, x = copy.deepcopy(source).to("meta"), some_input(name)
+    state = {**dict(source.named_parameters()), **dict(source.named_buffers())}
+    assert torch.equal(torch.func.functional_call(base, state, (x,)), source(x))
+
+
+def test_an_ensemble_of_matrices_with_different_reflections() -> None:
+    members = [KMatrix(8, constraint="orthogonal") for _ in range(3)]
+    parameters, buffers = torch.func.stack_module_state(members)
+    base, x = copy.deepcopy(members[0]).to("meta"), torch.randn(2, 8)
+    y = torch.func.vmap(lambda p, b: torch.func.functional_call(base, (p, b), (x,)))(parameters, buffers)
+    torch.testing.assert_close(y, torch.stack([k(x) for k in members]))
+
+
+AVERAGES = {
+    "SWA": {},
+    "EMA": {"multi_avg_fn": swa_utils.get_ema_multi_avg_fn(0.9999)},
+    "EMA 0.9": {"multi_avg_fn": swa_utils.get_ema_multi_avg_fn(0.9)},
+    "EMA one by one": {"avg_fn": swa_utils.get_ema_avg_fn(0.9995)},
+}
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize("name", [name for name in ALL if name != "SparseLinear"])
+def test_the_average_of_equal_models_is_one_of_them(name: str, average: str) -> None:
+    model, x = ALL[name](), some_input(name)
+    averaged = swa_utils.AveragedModel(model, use_buffers=True, **AVERAGES[average])
+    for _ in range(5):
+        averaged.update_parameters(model)
+    torch.testing.assert_close(averaged(x), model(x))
+
+
+@pytest.mark.parametrize("name", FRONT_ENDS)
+def test_an_average_over_the_state_dict(name: str) -> None:
+    model, x = FRONT_ENDS[name](), some_input(name)
+    average = copy.deepcopy(model)
+    for mean, value in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        mean.copy_(mean * 0.9999 + value * (1 - 0.9999))
+    torch.testing.assert_close(average(x), model(x))
+
+
+@pytest.mark.parametrize("name", FRONT_ENDS)
+def test_the_order_of_frequencies_is_in_the_state_dict(name: str) -> None:
+    model = FRONT_ENDS[name]()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    state["spectrogram.rows"] = state["spectrogram.rows"].roll(1)
+    expected = FRONT_ENDS[name]()
+    expected.spectrogram.rows = expected.spectrogram.rows.roll(1)
+    assert model.load_state_dict(state) == ([], [])
+    x = some_input(name)
+    assert torch.equal(model(x), expected(x))
+    del state["spectrogram.rows"]
+    assert model.load_state_dict(state, strict=False) == (["spectrogram.rows"], [])
+    state["spectrogram.rows"] = torch.arange(3)
+    with pytest.raises(RuntimeError, match=r"size mismatch for spectrogram.rows: .*\(3,\)"):
+        model.load_state_dict(state)
+
+
+def test_reflections_saved_as_bool() -> None:
+    source, twin = KMatrix(8, constraint="orthogonal"), KMatrix(8, constraint="orthogonal")
+    state = source.state_dict()
+    state["reflection"] = state["reflection"].bool()
+    twin.load_state_dict(state)
+    assert torch.equal(twin.to_dense(), source.to_dense())
+    twin.load_state_dict(state, assign=True)
+    assert torch.equal(twin.to_dense(), source.to_dense())
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.channels_last_3d])
+@pytest.mark.parametrize("name", ALL)
+def test_memory_formats_of_images_leave_them_alone(name: str, memory_format: torch.memory_format) -> None:
+    model, x = ALL[name](), some_input(name)
+    expected = model(x)
+    convolution = torch.nn.Conv2d if memory_format == torch.channels_last else torch.nn.Conv3d
+    network = torch.nn.Sequential(model, convolution(3, 5, 3)).to(memory_format=memory_format)
+    assert torch.equal(model(x), expected)
+    assert all(p.is_contiguous() for p in model.parameters())
+    assert network[1].weight.is_contiguous(memory_format=memory_format)
+    network.double()
+    assert {p.dtype for p in network.parameters()} == {torch.float64}
+
+
+def test_shared_memory_is_shared() -> None:
+    k = KMatrix(8, dtype=torch.complex64).share_memory()
+    assert k.weight.is_shared()
+
+
+@pytest.mark.parametrize("constraint", [None, "orthogonal", "odo"])
+def test_a_matrix_on_meta_from_one_that_is_not(constraint: str | None) -> None:
+    source = KMatrix(8, constraint=constraint)
+    with torch.device("meta"):
+        twin = KMatrix(8, constraint=constraint, init=source)
+    assert all(p.is_meta for p in twin.parameters())
+    twin.load_state_dict(source.state_dict(), assign=True)
+    assert torch.equal(twin.to_dense(), source.to_dense())
 
 
 @pytest.mark.parametrize("name", ["KMatrix", "tied", "odo", "complex", "KPermutation"])

@@ -177,9 +177,13 @@ def _first_order(u: Tensor, decay: Tensor, initial: Tensor) -> Tensor:
         u ``(..., channels, frames)``, decay ``()`` or ``(channels, 1)``, initial broadcastable to
         ``(..., channels, 1)``.
     """
+    # A product with zeros would carry what is not finite to the frames before it too.
+    finite = u.isfinite()
+    spoiled = torch.where(finite, 0.0, torch.nan).to(u.dtype).cumsum(-1)
+    u = torch.where(finite, u, torch.zeros_like(u))
     # A block alone is one product; graphs are made for any number of frames.
     short = not torch.compiler.is_compiling() and u.shape[-1] <= _SMOOTHING_BLOCK
-    return _by_blocks(u, decay, initial, () if short else (_SMOOTHING_BLOCK, _SMOOTHING_BLOCK))
+    return _by_blocks(u, decay, initial, () if short else (_SMOOTHING_BLOCK, _SMOOTHING_BLOCK)) + spoiled
 
 
 def _by_blocks(u: Tensor, decay: Tensor, initial: Tensor, sizes: tuple[int, ...]) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kaleido_audio.functional.checks import check_at_least, check_choice
-from kaleido_audio.functional.framing import check_lengths
+from kaleido_audio.functional.framing import check_lengths, mask_frames
 from kaleido_audio.functional.mel import hz_to_mel
 
 KALDI_WINDOWS = ("povey", "hamming", "hanning", "rectangular", "blackman")
@@ -97,13 +97,14 @@ def kaldi_mel_filterbank(
         )
     if n_fft % 2:
         raise ValueError(f"expected an even n_fft, got {n_fft}: round_to_power_of_two, or another frame_length")
-    frequencies = torch.arange(n_fft // 2, dtype=torch.float64) * (sample_frequency / n_fft)
-    bins = hz_to_mel(frequencies).unsqueeze(1)
-    first, last = hz_to_mel(torch.tensor([low_freq, highest], dtype=torch.float64)).tolist()
-    corners = torch.linspace(first, last, num_mel_bins + 2, dtype=torch.float64)
-    width = (last - first) / (num_mel_bins + 1)
-    rising, falling = (bins - corners[:-2]) / width, (corners[2:] - bins) / width
-    fb = F.pad(torch.minimum(rising, falling).clamp(min=0), (0, 0, 0, 1))
+    with torch.device("cpu"):  # also where modules are made on the meta device
+        frequencies = torch.arange(n_fft // 2, dtype=torch.float64) * (sample_frequency / n_fft)
+        bins = hz_to_mel(frequencies).unsqueeze(1)
+        first, last = hz_to_mel(torch.tensor([low_freq, highest], dtype=torch.float64)).tolist()
+        corners = torch.linspace(first, last, num_mel_bins + 2, dtype=torch.float64)
+        width = (last - first) / (num_mel_bins + 1)
+        rising, falling = (bins - corners[:-2]) / width, (corners[2:] - bins) / width
+        fb = F.pad(torch.minimum(rising, falling).clamp(min=0), (0, 0, 0, 1))
     empty = int((fb.amax(0) == 0).sum())
     if empty:
         warnings.warn(
@@ -111,7 +112,7 @@ def kaldi_mel_filterbank(
             f"take longer frames (n_fft = {n_fft})",
             stacklevel=2,
         )
-    return fb.to(torch.get_default_dtype() if dtype is None else dtype)
+    return fb.to(torch.empty(0).device, torch.get_default_dtype() if dtype is None else dtype)
 
 
 def kaldi_frame_counts(lengths: Tensor, frame_length: int, hop_length: int, *, snip_edges: bool = True) -> Tensor:
@@ -177,6 +178,8 @@ def kaldi_frames(
                 f"{hop_length}, snip_edges = {snip_edges}), got {samples}{whose}"
             )
     if snip_edges:
+        if lengths is not None:
+            waveform = mask_frames(waveform, lengths)
         return waveform.unfold(-1, frame_length, hop_length)
     frames = (time + hop_length // 2) // hop_length
     first = hop_length // 2 - frame_length // 2

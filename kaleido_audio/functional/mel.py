@@ -108,15 +108,16 @@ def mel_filterbank(
         raise ValueError(f"expected 0 <= f_min < f_max in Hz, got f_min = {f_min} and f_max = {f_max}")
     dtype = torch.get_default_dtype() if dtype is None else dtype
 
-    bins = torch.linspace(0, sample_rate // 2, n_freqs, dtype=dtype)
-    lowest, highest = hz_to_mel(torch.tensor([f_min, f_max], dtype=torch.float64), mel_scale).tolist()
-    corners = mel_to_hz(torch.linspace(lowest, highest, n_mels + 2, dtype=dtype), mel_scale)
-    widths = corners.diff()
-    distances = corners - bins.unsqueeze(1)
-    rising, falling = -distances[:, :-2] / widths[:-1], distances[:, 2:] / widths[1:]
-    fb = torch.minimum(rising, falling).clamp(min=0)
-    if norm == "slaney":
-        fb = fb * (2.0 / (corners[2:] - corners[:-2]))
+    with torch.device("cpu"):  # also where modules are made on the meta device
+        bins = torch.linspace(0, sample_rate // 2, n_freqs, dtype=dtype)
+        lowest, highest = hz_to_mel(torch.tensor([f_min, f_max], dtype=torch.float64), mel_scale).tolist()
+        corners = mel_to_hz(torch.linspace(lowest, highest, n_mels + 2, dtype=dtype), mel_scale)
+        widths = corners.diff()
+        distances = corners - bins.unsqueeze(1)
+        rising, falling = -distances[:, :-2] / widths[:-1], distances[:, 2:] / widths[1:]
+        fb = torch.minimum(rising, falling).clamp(min=0)
+        if norm == "slaney":
+            fb = fb * (2.0 / (corners[2:] - corners[:-2]))
     empty = int((fb.amax(0) == 0).sum())
     if empty:
         warnings.warn(
@@ -124,7 +125,7 @@ def mel_filterbank(
             f"(n_freqs = {n_freqs}), or keep f_max ({f_max} Hz) within {sample_rate // 2} Hz",
             stacklevel=2,
         )
-    return fb
+    return fb.to(torch.empty(0).device)
 
 
 class _NonNegative(torch.autograd.Function):
@@ -137,11 +138,17 @@ class _NonNegative(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (weights,) = ctx.saved_tensors
         return torch.where((weights > 0) | (grad < 0), grad, torch.zeros_like(grad))
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        (weights,) = ctx.saved_tensors
+        return torch.where(weights > 0, tangent, torch.zeros_like(tangent))
 
 
 def nonnegative(weights: Tensor) -> Tensor:
@@ -149,7 +156,8 @@ def nonnegative(weights: Tensor) -> Tensor:
 
     The gradient is that of the identity wherever a step down it keeps the weight or raises it, and zero where
     it would push a weight that is already zero further down (projected gradient). A triangular filterbank is
-    mostly exact zeros: the gradient of ``relu`` would hold them there for ever.
+    mostly exact zeros: the gradient of ``relu`` would hold them there for ever. Forward-mode derivatives are those of
+    ``relu``.
 
     Args:
         weights: any shape.

@@ -169,7 +169,6 @@ class KPermutation(ModuleWithTables):
 
     def _factors(self, p: Tensor) -> Tensor:
         """Butterfly coefficients ``(2 * width, log2 n, 2, n)`` of blocks ``[[p, 1 - p], [1 - p, p]]``."""
-        # No buffer, so that it may lie on another GPU than a replica's parameters.
         pair = self._pair.to(p.device).repeat(self.width, 1, 1)
         keep = p.gather(-1, pair)
         return torch.stack([keep, 1 - keep], dim=2)

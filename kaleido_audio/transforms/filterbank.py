@@ -37,14 +37,15 @@ class Filterbank(nn.Module):
         super().__init__()
         if fb.ndim != 2:
             raise ValueError(f"expected fb of shape (n_freqs, n_bands), got {tuple(fb.shape)}")
-        if learnable and bool((fb < 0).any()):
+        negative = not fb.is_meta and bool((fb < 0).any())
+        if learnable and negative:
             raise ValueError(
                 "a learnable filterbank has no negative weights, and this fb has some: use fb.clamp(min=0), "
                 "or leave 'filterbank' out of learnable"
             )
         self.learnable = learnable
         # Then negative weights are what a training has left, and count as zero in a fixed copy too.
-        self.nonnegative = not bool((fb < 0).any())
+        self.nonnegative = not negative
         if learnable:
             self.fb = nn.Parameter(fb.detach().clone())
         else:

@@ -130,7 +130,8 @@ class KaldiSpectrogram(KSpectrogram):
             real, imaginary = self.transform(frames * self.window)
             return self._of_parts(real, imaginary, None)
         signal, length = frames.flatten(-2), frames.shape[-1]
-        squared = ops.butterfly_power_spectrum(signal, self.window, self.transform.factors, self.rows, length)
+        factors = self.transform.factors
+        squared = ops.butterfly_power_spectrum(signal, self.window, factors, self.rows.to(factors.device), length)
         return F.power_of_squared(squared, float(self.power or 2.0)).transpose(-1, -2)
 
     @property

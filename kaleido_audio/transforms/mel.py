@@ -73,7 +73,14 @@ class MelFrontEnd(nn.Module):
 
     def _features_of_stretches(self) -> Callable[[Tensor], Tensor]:
         """For a `Stream`: it may remember the stretches before."""
-        compress = self.compression.stream() if isinstance(self.compression, PCEN) else self.compression
+        compress: Callable[[Tensor], Tensor] | None = self.compression
+        if isinstance(self.compression, PCEN):
+            compress = self.compression.stream()
+        elif any(isinstance(part, PCEN) for part in (self.compression.modules() if self.compression else ())):
+            raise ValueError(
+                f"the compression, a {type(self.compression).__name__}, has a PCEN in it, which would begin anew with "
+                "each chunk: let the PCEN be the compression, and apply the rest to what the stream returns"
+            )
 
         def features(stretch: Tensor) -> Tensor:
             with no_autocast(self.mel_scale.fb):
@@ -263,7 +270,7 @@ class KMelSpectrogram(MelFrontEnd):
                 waveform,
                 power=spectrogram.power,
                 factors=factors,
-                rows=spectrogram.rows,
+                rows=spectrogram.rows.to(factors.device),
                 fb=fb,
                 **logarithm,
                 **spectrogram.frame_options(lengths, spectrogram.pad, spectrogram.center),

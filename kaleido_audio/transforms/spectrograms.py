@@ -17,6 +17,7 @@ from kaleido_audio.factors import identity_factors
 from kaleido_audio.functional.spectrograms import padded_and_window
 from kaleido_audio.kmatrix import KMatrix, padded_size
 from kaleido_audio.ops import no_autocast
+from kaleido_audio.tables import ModuleWithTables
 from kaleido_audio.transforms.dense import DenseTransform
 from kaleido_audio.transforms.options import checked_dtype, checked_learnable, learnable_repr
 from kaleido_audio.transforms.streaming import Framing, Stream
@@ -184,7 +185,7 @@ class Spectrogram(nn.Module):
         return f"n_fft={self.n_fft}, win_length={self.win_length}, hop_length={self.hop_length}, power={self.power}"
 
 
-class KSpectrogram(Spectrogram):
+class KSpectrogram(ModuleWithTables, Spectrogram):
     """Learnable spectrogram: a K-matrix in the place of the Fourier transform.
 
     Positional arguments, defaults, shapes and the state_dict key ``window`` are those of
@@ -269,7 +270,7 @@ class KSpectrogram(Spectrogram):
         transform, order = _make_transform(self.n_fft, init, width, expansion, _COMPLEX[self.window.dtype])
         self.transform = transform.requires_grad_("transform" in self.learnable)
         # With the weights, because a state_dict may come from a module that began otherwise.
-        self.register_buffer("rows", order[: self.n_features].clone())
+        self.register_saved("rows", order[: self.n_features].clone())
         if "window" in self.learnable:
             self.learn_window()
 
@@ -290,10 +291,11 @@ class KSpectrogram(Spectrogram):
         """A copy with the K-matrix as a real dense matrix, see `kaleido_audio.nn.to_dense`."""
         result = copy.deepcopy(self)
         if isinstance(self.transform, KMatrix):
-            matrix = ops.to_dense(self.transform.factors, in_features=self._transform_inputs)[self.rows]
+            matrix = ops.to_dense(self.transform.factors, in_features=self._transform_inputs)
+            matrix = matrix[self.rows.to(matrix.device)]
             learned = any(parameter.requires_grad for parameter in self.transform.parameters())
             result.transform = DenseTransform(matrix).requires_grad_(learned).train(self.training)
-            del result.rows
+            result.forget_saved()
         return result
 
     @property
@@ -307,7 +309,8 @@ class KSpectrogram(Spectrogram):
             return self._of_parts(real, imaginary, lengths)
         options = self.frame_options(lengths, pad, center)
         factors = self.transform.factors
-        return F.k_spectrogram(waveform, power=self.power, factors=factors, rows=self.rows, **options)
+        rows = self.rows.to(factors.device)
+        return F.k_spectrogram(waveform, power=self.power, factors=factors, rows=rows, **options)
 
     def extra_repr(self) -> str:
         """Sizes, in samples, the power, and what is learnable."""
@@ -333,7 +336,7 @@ def _make_transform(
     n_fft: int, init: str | KMatrix, width: int, expansion: int, dtype: torch.dtype
 ) -> tuple[KMatrix, Tensor]:
     """The K-matrix, and the outputs in which it has the frequencies 0, 1, ...."""
-    natural = torch.arange(n_fft)
+    natural = torch.arange(n_fft, device="cpu")
     if isinstance(init, KMatrix):
         if (init.in_features, init.out_features) != (n_fft, n_fft):
             raise ValueError(
@@ -358,7 +361,8 @@ def _make_transform(
     if init == "fourier":
         power_of_two = n_fft & (n_fft - 1) == 0
         fourier = exact.dft(n_fft, bit_reversed=power_of_two, dtype=dtype)
-        order = exact.bit_reversal(n_fft) if power_of_two else natural
+        with torch.device("cpu"):
+            order = exact.bit_reversal(n_fft) if power_of_two else natural
         return _expanded(fourier, width, max(expansion, fourier.expansion), dtype), order
     raise ValueError(f"expected init to be 'fourier', 'orthogonal' or a KMatrix, got {init!r}")
 

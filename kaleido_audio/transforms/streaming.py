@@ -91,7 +91,8 @@ class Stream:
         """The next samples; the features of all frames that end in them."""
         self._check(chunk)
         self._samples += chunk.shape[-1]
-        self._held = chunk if self._held is None else torch.cat([self._held, chunk], dim=-1)
+        # A copy, because whoever records sound may use one buffer for all chunks.
+        self._held = chunk.clone() if self._held is None else torch.cat([self._held, chunk], dim=-1)
         if not self._begun and self._held.shape[-1] > self._framing.margin:
             self._begin(self._held)
         return self._take(self._complete() if self._begun else 0)
