@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
-from typing import Any, Union
+from typing import Union
 
 import torch
 from torch import Tensor, nn
@@ -202,16 +201,6 @@ class KMatrix(ModuleWithTables):
     def tables(self) -> dict[str, Tensor]:
         """Where the coefficients of the factors stand among those of the blocks."""
         return {} if self._has_weight_as_factors else {"block_index": block_index(self.size, tied=self.tied)}
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> KMatrix:
-        def apply(tensor: Tensor) -> Any:
-            # A memory format for images is for weights of convolutions, not for all tensors of four or five dimensions.
-            if tensor.ndim < 4 or type(tensor) not in (Tensor, nn.Parameter):
-                return fn(tensor)
-            return fn(tensor.detach().flatten()).view(tensor.shape)
-
-        super()._apply(apply, recurse)
-        return self
 
     @property
     def n(self) -> int:

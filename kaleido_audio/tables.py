@@ -77,8 +77,14 @@ class ModuleWithTables(nn.Module):
             setattr(self, name, tables[name].to(device, getattr(self, name).dtype))
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> ModuleWithTables:
+        def apply(tensor: Tensor) -> Any:
+            # A memory format for images is for weights of convolutions, not for all tensors of four or five dimensions.
+            if tensor.ndim < 4 or type(tensor) not in (Tensor, nn.Parameter):
+                return fn(tensor)
+            return fn(tensor.detach().flatten()).view(tensor.shape)
+
         were_meta = self._meta_tables()
-        super()._apply(fn, recurse)
+        super()._apply(apply, recurse)
         for name in self._indices():
             indices = getattr(self, name)
             setattr(self, name, _moved(indices, fn(indices).device))
