@@ -373,6 +373,18 @@ def test_pcen_can_go_on_from_a_level():
     assert torch.allclose(F.pcen(x, 0.05)[:, 120:], F.pcen(x[:, 120:], 0.05, initial=level), rtol=1e-10)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize(("frames", "at"), [(20, 0), (20, 7), (100, 40), (3000, 2000)])
+def test_pcen_knows_nothing_of_what_comes(frames, at, bad):
+    x = torch.rand(2, 3, frames)
+    expected = F.pcen(x, 0.1)
+    x[0, 1, at] = bad
+    y = F.pcen(x, 0.1)
+    assert not y[0, 1, at:].isfinite().any()
+    y[0, 1, at:] = expected[0, 1, at:]
+    torch.testing.assert_close(y, expected)
+
+
 def test_pcen_gradients():
     x = (noise(2, 2, 40).square() + 1e-3).requires_grad_()
     start = ((0.1, 0.5), (0.9, 0.98), (2.0, 1.0), (0.5, 0.3))

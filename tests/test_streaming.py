@@ -101,3 +101,35 @@ def test_errors() -> None:
     short.push(torch.randn(10))
     with pytest.raises(ValueError, match="waveform too short"):
         short.finish()
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS, ids=lambda module: f"{type(module).__name__}-{module.hop_length}")
+@pytest.mark.parametrize("samples", [70, 4000])
+def test_one_buffer_for_all_chunks(front_end: nn.Module, samples: int) -> None:
+    if samples < 400 and isinstance(front_end, KFbank | MFSC):
+        samples = 700
+    waveform, buffer = noise(samples), torch.empty(30, dtype=torch.float64)
+    stream, parts = front_end.stream(), []
+    for chunk in waveform.split(30):
+        buffer[: len(chunk)] = chunk
+        parts.append(stream.push(buffer[: len(chunk)]))
+        buffer.fill_(torch.nan)
+    parts.append(stream.finish())
+    torch.testing.assert_close(torch.cat(parts, dim=-1), front_end(waveform))
+
+
+def test_pcen_inside_something_else_is_refused() -> None:
+    front_end = KMelSpectrogram(16000, 64, n_mels=8, compression="pcen")
+    front_end.compression = nn.Sequential(front_end.compression)
+    with pytest.raises(ValueError, match="a Sequential, has a PCEN in it"):
+        front_end.stream()
+
+
+@pytest.mark.parametrize("position", [10, 1000, 3999])
+def test_a_sample_that_is_no_number_spoils_the_same_frames(position: int) -> None:
+    front_end = KMelSpectrogram(16000, 64, n_mels=8, compression="pcen", dtype=torch.float64)
+    waveform = noise(4000)
+    waveform[position] = torch.nan
+    stream = front_end.stream()
+    parts = [stream.push(chunk) for chunk in waveform.split(160)] + [stream.finish()]
+    torch.testing.assert_close(torch.cat(parts, dim=-1), front_end(waveform), equal_nan=True)

@@ -831,3 +831,26 @@ def test_jit_trace_of_another_length():
     module = KMelSpectrogram(**SMALL, compression="log")
     traced = torch.jit.trace(module, noise(2, 600))
     torch.testing.assert_close(traced(noise(2, 900)), module(noise(2, 900)))
+
+
+@pytest.mark.parametrize("options", [{}, {"f_min": 50.0, "f_max": 3000.0, "pad": 3, "power": 1.0, "normalized": True}])
+def test_attributes_of_torchaudios_module(torchaudio_transforms, options):
+    theirs = torchaudio_transforms.MelSpectrogram(**SMALL, **options)
+    mine = KMelSpectrogram(**SMALL, **options)
+    names = "sample_rate n_fft win_length hop_length pad power normalized n_mels f_min f_max".split()
+    assert {name: getattr(mine, name) for name in names} == {name: getattr(theirs, name) for name in names}
+
+
+@pytest.mark.parametrize("compression", [None, "log", "pcen"])
+def test_forward_mode_derivatives_by_the_parameters(compression):
+    front_end = KMelSpectrogram(**SMALL, compression=compression, dtype=torch.float64)
+    parameters, x = dict(front_end.named_parameters()), noise(2, 500, dtype=torch.float64)
+    tangents = {name: torch.randn_like(p) * (p != 0) for name, p in parameters.items()}
+
+    def loss(parameters):
+        return torch.func.functional_call(front_end, parameters, (x,)).square().mean()
+
+    _, derivative = torch.func.jvp(loss, (parameters,), (tangents,))
+    gradients = torch.func.grad(loss)(parameters)
+    expected = sum((gradients[name] * tangents[name]).sum() for name in parameters)
+    torch.testing.assert_close(derivative, expected)

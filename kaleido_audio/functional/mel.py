@@ -138,12 +138,20 @@ class _NonNegative(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (weights,) = ctx.saved_tensors
         return torch.where((weights > 0) | (grad < 0), grad, torch.zeros_like(grad))
+
+
+class _NonNegativeForwardToo(_NonNegative):
+    """With forward-mode derivatives, which torch.compile does not take (torch 2.11)."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> Tensor:
@@ -167,9 +175,11 @@ def nonnegative(weights: Tensor) -> Tensor:
     >>> weights.grad
     tensor([-1., -1.,  0.,  1.])
     """
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
-    if traced or (weights.requires_grad and torch.is_grad_enabled()):
+    if torch.compiler.is_compiling():
         return _NonNegative.apply(weights)
+    traced = torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+    if traced or (weights.requires_grad and torch.is_grad_enabled()):
+        return _NonNegativeForwardToo.apply(weights)
     return weights.relu()  # which costs a tenth of the call above
 
 

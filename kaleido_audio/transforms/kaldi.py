@@ -260,7 +260,12 @@ class KFbank(MelFrontEnd):
     def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Features of a waveform; with lengths, also the frame counts."""
         with no_autocast(self.mel_scale.fb):
-            features = self._of_frames(self.spectrogram.frames(waveform, lengths))
+            if self.use_energy:
+                features = self._of_frames(self.spectrogram.frames(waveform, lengths))
+            elif lengths is None:
+                features = self._features(self.spectrogram(waveform))
+            else:
+                features = self._features(self.spectrogram(waveform, lengths)[0])
             if lengths is None:
                 return features - features.mean(-1, keepdim=True) if self.subtract_mean else features
             counts = self.spectrogram.frame_counts(lengths)

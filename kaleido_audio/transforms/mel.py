@@ -195,6 +195,10 @@ class KMelSpectrogram(MelFrontEnd):
         )
         super().__init__(spectrogram, *parts, sample_rate)
         self.learnable = learned
+        # As torchaudio's module has them, for code that reads them.
+        self.n_fft, self.win_length = spectrogram.n_fft, spectrogram.win_length
+        self.pad, self.power, self.normalized = spectrogram.pad, spectrogram.power, spectrogram.normalized
+        self.n_mels, self.f_min, self.f_max = self.n_features, f_min, f_max
 
     @classmethod
     def from_torchaudio(cls, module: Any, **options: Any) -> KMelSpectrogram:
