@@ -198,6 +198,9 @@ class KSpectrogram(ModuleWithTables, Spectrogram):
     The result has the module's type, also under autocast. Samples are not scanned: one that is not finite
     makes the frames that hold it not finite.
 
+    The transform's coefficients are read, and it is not called: hooks of it, such as those of
+    `torch.nn.utils.prune`, do not run. `torch.nn.utils.parametrize` works.
+
     Args:
         n_fft, win_length, hop_length, pad, window_fn, power, normalized, wkwargs, center, pad_mode, onesided,
             return_complex, dtype: as in `Spectrogram`.
