@@ -10,7 +10,7 @@ import functools
 import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -275,8 +275,8 @@ class _Butterfly(torch.autograd.Function):
         if x is None:
             shape, dtype = ctx.x_like
             x = grad.new_zeros(shape, dtype=dtype)
-        if torch.is_grad_enabled():  # a second derivative may follow
-            return *_chosen(_call("butterfly_backward", grad, x, factors, *needed), needed), None
+        if torch.is_grad_enabled() or forward_ad._current_level >= 0:  # a second derivative may follow, or is taken
+            return *_butterfly_grads(grad, x, factors, needed), None
         with torch._C._AutoDispatchBelowAutograd():
             grads = torch.ops.kaleido_audio.butterfly_backward.default(grad, x, factors, *needed)
         return *_chosen(grads, needed), None
@@ -303,9 +303,21 @@ def _save_butterfly(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _butterfly_grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, factors = ctx.saved_tensors
-    needed = ctx.needs_input_grad[:2]
-    grads = _call("butterfly_backward", grad, x, factors, *needed)
-    return *_chosen(grads, needed), None
+    return *_butterfly_grads(grad, x, factors, ctx.needs_input_grad[:2]), None
+
+
+def _butterfly_grads(grad: Tensor, x: Tensor, factors: Tensor, needed: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    """Gradients of x and the factors, which can be differentiated again."""
+    if forward_ad._current_level >= 0:
+        grads = _composite_grads(_butterfly_of(grad), grad, (x, factors))
+    else:
+        grads = _call("butterfly_backward", grad, x, factors, *needed)
+    return _chosen(grads, needed)
+
+
+def _butterfly_of(grad: Tensor) -> Callable[..., Tensor]:
+    """The composite function whose result has this gradient."""
+    return lambda x, factors: _butterfly_by_stages(x, factors, grad.shape[-1])
 
 
 def _save_butterfly_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -315,11 +327,7 @@ def _save_butterfly_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> 
 
 def _butterfly_grad_grad(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     grad, x, factors = ctx.saved_tensors
-
-    def multiply(x: Tensor, factors: Tensor) -> Tensor:
-        return _butterfly_by_stages(x, factors, grad.shape[-1])
-
-    return *_second_order(ctx, multiply, grad, (x, factors), grads), None, None
+    return *_second_order(ctx, _butterfly_of(grad), grad, (x, factors), grads), None, None
 
 
 # --- power spectrum ---
@@ -358,8 +366,17 @@ def _save_power(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _power_grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needed = ctx.needs_input_grad[:3]
-    grads = _call("power_spectrum_backward", grad, *ctx.saved_tensors, ctx.hop, *needed)
+    *inputs, rows = ctx.saved_tensors
+    if forward_ad._current_level >= 0:  # as in `_butterfly_grads`
+        grads = _composite_grads(_power_of(rows, ctx.hop), grad, inputs)
+    else:
+        grads = _call("power_spectrum_backward", grad, *inputs, rows, ctx.hop, *needed)
     return *_chosen(grads, needed), None, None
+
+
+def _power_of(rows: Tensor, hop: int) -> Callable[..., Tensor]:
+    """The composite function of waveform, window and factors."""
+    return lambda waveform, window, factors: power_spectrum_by_stages(waveform, window, factors, rows, hop)
 
 
 def _save_power_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -370,11 +387,8 @@ def _save_power_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None
 
 def _power_grad_grad(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     grad, waveform, window, factors, rows = ctx.saved_tensors
-
-    def spectrum(waveform: Tensor, window: Tensor, factors: Tensor) -> Tensor:
-        return power_spectrum_by_stages(waveform, window, factors, rows, ctx.hop)
-
-    return *_second_order(ctx, spectrum, grad, (waveform, window, factors), grads), None, None, None, None, None
+    inputs = waveform, window, factors
+    return *_second_order(ctx, _power_of(rows, ctx.hop), grad, inputs, grads), None, None, None, None, None
 
 
 # --- filterbank ---
@@ -421,6 +435,16 @@ def _chosen(grads: tuple[Tensor, ...], needed: tuple[bool, ...]) -> tuple[Tensor
     return tuple(g if n else None for g, n in zip(grads, needed, strict=True))
 
 
+def _composite_grads(function: Callable[..., Tensor], grad: Tensor, inputs: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients by PyTorch's own rules for a composite function, which forward mode can follow too."""
+    return torch.func.vjp(function, *_alive(inputs))[1](grad)
+
+
+def _alive(saved: Iterable[Tensor]) -> list[Tensor]:
+    """Saved tensors without the wrapper of a transform of `torch.func` that has ended, on which another would trip."""
+    return [torch._C._functorch.unwrap_if_dead(tensor) for tensor in saved]
+
+
 def _second_order(
     ctx: Any,
     function: Callable[..., Tensor],
@@ -443,7 +467,7 @@ def _second_order(
     def _needed(grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(g for g, n in zip(grads, ctx.needed, strict=True) if n)
 
-    second = torch.func.vjp(differentiated, grad, *inputs)[1](_needed(grads))
+    second = torch.func.vjp(differentiated, *_alive((grad, *inputs)))[1](_needed(grads))
     return _chosen(second, ctx.needs_input_grad[: len(second)])
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
 
 from kaleido_audio import KMatrix, exact, ops
 from kaleido_audio.ops import native
@@ -295,6 +296,42 @@ def test_third_derivative() -> None:
         return torch.autograd.grad(value, factors)[0]
 
     torch.testing.assert_close(third(ops.butterfly_multiply), third(multiply_by_stages))
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("name", ["butterfly", "power spectrum"])
+def test_forward_mode_through_gradients_of_an_earlier_forward(name, create_graph) -> None:
+    torch.manual_seed(0)
+    rows = torch.tensor([0, 3, 3, 7])
+    factors = random_factors(2, 8, torch.complex128)
+    if name == "butterfly":
+        pair, inputs = (ops.butterfly_multiply, multiply_by_stages), (torch.randn(3, 5, dtype=torch.float64), factors)
+    else:
+        pair = tuple(lambda *t, f=f: f(*t, rows, 3) for f in (ops.butterfly_power_spectrum, power_spectrum_by_stages))
+        inputs = (torch.randn(2, 13, dtype=torch.float64), torch.rand(6, dtype=torch.float64), factors)
+    inputs = [t.requires_grad_() for t in inputs]
+    grad, tangent = torch.randn(2, *pair[1](*inputs).shape, dtype=torch.float64)
+    found = []
+    for function in pair:
+        y = function(*inputs)
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(grad.to(y.dtype), tangent.to(y.dtype))
+            grads = torch.autograd.grad(y, inputs, dual, create_graph=create_graph)
+            primals, tangents = zip(*map(forward_ad.unpack_dual, grads), strict=True)
+            found.append([*primals, *tangents])
+            if create_graph:
+                found[-1] += torch.autograd.grad(sum(t.abs().square().sum() for t in tangents), inputs)
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_jvp_of_a_pull_back() -> None:
+    torch.manual_seed(0)
+    k = KMatrix(8, dtype=torch.float64)
+    x, v, t = torch.randn(3, 2, 8, dtype=torch.float64)
+    pull_back = torch.func.vjp(k, x)[1]
+    torch.testing.assert_close(torch.func.jvp(pull_back, (v,), (t,))[1], pull_back(t))  # it is linear
+    twice = torch.func.vjp(lambda x: torch.func.vjp(k, x)[1](k(x))[0], x)[1]
+    torch.testing.assert_close(torch.func.jvp(twice, (v,), (t,))[1], twice(t))
 
 
 def test_lazy_bits_in_inputs_and_incoming_gradients() -> None:
