@@ -44,6 +44,7 @@ _has_code_for: dict[int | None, bool] = {}
 _ready = False
 _butterfly_no_grad: Any = None
 _is_compiling = torch.compiler.is_compiling
+_FUNCTIONALIZE = torch._C._functorch.TransformType.Functionalize
 
 
 def is_native(x: Tensor) -> bool:
@@ -226,9 +227,19 @@ def _register_rules(
 
 def _call(name: str, *args: Any) -> Any:
     # The transforms of torch.func do not know the gradients of registered operators (torch 2.11), only Functions'.
-    if torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active() and _transforms() != {_FUNCTIONALIZE}:
         return _functions[name].apply(*args)
     return getattr(torch.ops.kaleido_audio, name).default(*args)
+
+
+def _has_no_rule() -> bool:
+    """Whether the active transforms of `torch.func` can go neither into an operator nor into a Function."""
+    return _is_compiling() or (_FUNCTIONALIZE in _transforms() and len(_transforms()) > 1)
+
+
+def _transforms() -> set[Any]:
+    """Kinds of the active transforms of `torch.func`."""
+    return {level.key() for level in torch._C._functorch.get_interpreter_stack() or ()}
 
 
 # --- butterfly ---
@@ -239,7 +250,7 @@ def butterfly(x: Tensor, factors: Tensor, out_features: int) -> Tensor:
     if torch.is_grad_enabled():
         # Under vmap a tensor does not say whether what is in it needs gradients.
         if torch._C._are_functorch_transforms_active():
-            if _is_compiling():  # which cannot look into the function of `_call`
+            if _has_no_rule():
                 return _butterfly_by_stages(x, factors, out_features)
             return _call("butterfly", x, factors, out_features)
         if x.requires_grad or factors.requires_grad:
@@ -335,7 +346,7 @@ def _butterfly_grad_grad(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
 
 def power_spectrum(waveform: Tensor, window: Tensor, factors: Tensor, rows: Tensor, hop: int) -> Tensor:
     """`kaleido_audio.ops.butterfly_power_spectrum` of a waveform ``(batch, time)``, for arguments that fit."""
-    if _is_compiling() and torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active() and _has_no_rule():
         return power_spectrum_by_stages(waveform, window, factors, rows, hop)
     return _call("power_spectrum", waveform, window, factors, rows, hop)
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from kaleido_audio import KMatrix, exact, ops
 from kaleido_audio.ops import native
@@ -322,6 +323,29 @@ def test_forward_mode_through_gradients_of_an_earlier_forward(name, create_graph
             if create_graph:
                 found[-1] += torch.autograd.grad(sum(t.abs().square().sum() for t in tangents), inputs)
     torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_functionalize_alone_and_with_other_transforms(frozen) -> None:
+    torch.manual_seed(0)
+    functionalize, grad, vmap = torch.func.functionalize, torch.func.grad, torch.func.vmap
+    k = KMatrix(8, dtype=torch.float64).requires_grad_(not frozen)
+    spectral, rows = exact.dft(8, dtype=torch.complex128).factors.detach(), torch.tensor([0, 3])
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        power = ops.butterfly_power_spectrum(k(x), torch.ones(8, dtype=x.dtype), spectral, rows, 1)
+        return power.square().sum()
+
+    x = torch.randn(3, 8, dtype=torch.float64)
+    torch.testing.assert_close(functionalize(k)(x), k(x))
+    nodes = [str(node.target) for node in make_fx(functionalize(k))(x).graph.nodes]
+    assert sum("kaleido_audio.butterfly" in name for name in nodes) == 1  # the kernel, not what it is composed of
+    torch.testing.assert_close(functionalize(vmap(k))(x), k(x))
+    torch.testing.assert_close(vmap(functionalize(k))(x), k(x))
+    for transformed in (functionalize(grad(loss)), grad(functionalize(loss))):
+        torch.testing.assert_close(transformed(x), grad(loss)(x))
+    point = x.clone().requires_grad_()
+    torch.testing.assert_close(torch.autograd.grad(functionalize(loss)(point), point)[0], grad(loss)(x))
 
 
 def test_jvp_of_a_pull_back() -> None:
