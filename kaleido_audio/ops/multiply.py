@@ -80,11 +80,12 @@ def butterfly_multiply(
     tensor([ 7., -1.])
     """
     # The operator checks its arguments too: for a single vector, these checks would cost more than the product.
+    dtype = x.dtype
     if (
         x.is_cpu
         and factors.is_cpu
-        and x.dtype is factors.dtype
-        and x.dtype in _NATIVE
+        and dtype is factors.dtype
+        and dtype in _NATIVE
         and native.is_ready()
         and not materialise
     ):

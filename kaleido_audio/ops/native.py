@@ -44,6 +44,8 @@ _has_code_for: dict[int | None, bool] = {}
 _ready = False
 _butterfly_no_grad: Any = None
 _is_compiling = torch.compiler.is_compiling
+_is_tracing = torch.jit.is_tracing
+_is_autocast_enabled = torch.is_autocast_enabled
 _FUNCTIONALIZE = torch._C._functorch.TransformType.Functionalize
 
 
@@ -114,7 +116,7 @@ def has_filterbank(waveform: Tensor, factors: Tensor) -> bool:
 
 def is_ready() -> bool:
     """Whether the native operators take tensors of the processor now just as they are."""
-    return _ready and forward_ad._current_level < 0 and not torch.is_autocast_enabled("cpu") and not _is_compiling()
+    return _ready and forward_ad._current_level < 0 and not _is_autocast_enabled("cpu") and not _is_compiling()
 
 
 def reason_for_none(device: str) -> str | None:
@@ -247,6 +249,8 @@ def _transforms() -> set[Any]:
 
 def butterfly(x: Tensor, factors: Tensor, out_features: int) -> Tensor:
     """`kaleido_audio.ops.butterfly_multiply` for arguments that fit, on a device for which `is_native` holds."""
+    if _is_tracing():  # torch.jit records with gradients and checks without: both shall be one operator
+        return _call("butterfly", x, factors, out_features)
     if torch.is_grad_enabled():
         # Under vmap a tensor does not say whether what is in it needs gradients.
         if torch._C._are_functorch_transforms_active():

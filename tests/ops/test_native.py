@@ -438,6 +438,17 @@ def test_export_with_a_dynamic_batch() -> None:
     torch.testing.assert_close(program.module()(x), k(x))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_jit_trace_with_gradients() -> None:
+    torch.manual_seed(0)
+    k = KMatrix(20)
+    traced = torch.jit.trace(k, torch.randn(3, 20))
+    x = torch.randn(7, 20, requires_grad=True)
+    torch.testing.assert_close(traced(x), k(x))
+    results = [torch.autograd.grad(f(x).square().sum(), (x, k.weight)) for f in (traced, k)]
+    torch.testing.assert_close(*results)
+
+
 def test_inference_mode_and_function_transforms() -> None:
     torch.manual_seed(0)
     factors = random_factors(2, 16, torch.float64)
