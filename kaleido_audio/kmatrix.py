@@ -353,7 +353,7 @@ class KMatrix(ModuleWithTables):
         if self.constraint == "odo":
             with torch.no_grad():
                 self.diagonal.zero_()
-                _coefficients(self.diagonal, self.is_complex).add_(gain ** (1 / self.width))
+                (self.diagonal[..., 0] if self.is_complex else self.diagonal).fill_(gain ** (1 / self.width))
 
     def extra_repr(self) -> str:
         """Size, class (BB*)^w_e, type, constraint and number of real parameters."""

@@ -361,6 +361,19 @@ def test_built_on_meta_and_reset(options) -> None:
     assert torch.equal(k.to_dense(), expected.to_dense())
 
 
+@every_parametrization
+@real_and_complex
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_reset_in_half_precision(options, dtype, half) -> None:
+    k = KMatrix(8, init="identity", dtype=dtype, **options).to(half)
+    with torch.no_grad():
+        for p in k.parameters():
+            p.fill_(float("nan"))
+    k.reset_parameters()
+    dense = k.to_dense()
+    torch.testing.assert_close(dense, torch.eye(8, dtype=dense.dtype))
+
+
 def test_many_matrices_at_once_under_vmap() -> None:
     k = KMatrix(6, constraint="odo")
     values = {name: torch.stack([p.detach(), 0.5 * p.detach()]) for name, p in k.named_parameters()}
