@@ -193,7 +193,8 @@ class KMatrix(ModuleWithTables):
             expansion=expansion,
             dtype=factors.dtype,
             init="identity",
-        ).to(factors.device)
+        )
+        k = moved(k, factors.device, factors.dtype.to_real())
         k.init = None
         k._set_factors(factors)
         return k
@@ -434,6 +435,14 @@ class KMatrix(ModuleWithTables):
         y = ops.butterfly_multiply(x, factors.to(dtype), out_features=self.out_features)
         undone = ops.butterfly_multiply(y, other.factors.detach().to(dtype), out_features=self.in_features)
         return bool((undone - x).norm() <= torch.finfo(factors.dtype).eps ** 0.5 * x.norm())
+
+
+def moved(k: KMatrix, device: torch.device | str | None, dtype: torch.dtype) -> KMatrix:
+    """``k.to(device, dtype)``, but for one that is there: fake parameters cannot take each other's place."""
+    parameter = next(k.parameters())
+    if parameter.dtype == dtype and (device is None or parameter.device == torch.device(device)):
+        return k
+    return k.to(device=device, dtype=dtype)
 
 
 def _coefficients(parameter: Tensor, is_complex: bool) -> Tensor:

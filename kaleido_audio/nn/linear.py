@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kaleido_audio import exact, ops
-from kaleido_audio.kmatrix import Init, KMatrix
+from kaleido_audio.kmatrix import Init, KMatrix, moved
 from kaleido_audio.nn.structured import StructuredLinear, along, check_positive, real_dtype
 from kaleido_audio.tables import ModuleWithTables
 
@@ -76,7 +76,17 @@ class KLinear(StructuredLinear):
             constraint=constraint,
             tied=tied,
         )
-        self.kmatrix = kmatrix.to(device=device, dtype=dtype)
+        self.kmatrix = moved(kmatrix, device, dtype)
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew, as the constructor did.
+
+        Raises:
+            ValueError: the layer was made from a given K-matrix. Nothing is drawn then.
+        """
+        if self.kmatrix.init is None:
+            raise ValueError("this layer was made from a given K-matrix, which it does not keep: make it anew")
+        super().reset_parameters()
 
     def _reset_matrix(self) -> None:
         self.kmatrix.reset_parameters()

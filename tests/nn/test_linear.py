@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensor, FakeTensorMode
 
 from kaleido_audio import KMatrix, exact
 from kaleido_audio.nn import Hadamard, KConv1x1, KLinear
@@ -55,6 +56,14 @@ def test_weight_cannot_be_assigned() -> None:
     for value in (torch.zeros(4, 4), torch.nn.Parameter(torch.zeros(4, 4))):
         with pytest.raises((AttributeError, KeyError), match="weight"):
             layer.weight = value
+
+
+def test_a_layer_of_a_given_matrix_cannot_be_reset_and_stays_as_it_is() -> None:
+    layer = KLinear(6, 6, init=KMatrix(6))
+    before = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    with pytest.raises(ValueError, match="made from a given K-matrix"):
+        layer.reset_parameters()
+    assert all(torch.equal(p, before[name]) for name, p in layer.named_parameters())
 
 
 def test_constraint_and_tied_reach_the_kmatrix() -> None:
@@ -154,6 +163,15 @@ def test_meta_and_default_dtype() -> None:
         assert {p.dtype for p in (*KLinear(8, 8).parameters(), *Hadamard(8).buffers())} == {F64}
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "make", [KMatrix, lambda n: KLinear(n, 5, constraint="odo"), lambda n: KConv1x1(n, n), Hadamard]
+)
+def test_built_of_fake_tensors(make) -> None:
+    with FakeTensorMode():
+        module = make(8)
+        assert isinstance(module(torch.randn(2, 8, 8, 8)), FakeTensor)
 
 
 def test_attention_may_use_its_weight() -> None:
