@@ -478,7 +478,8 @@ def _balanced_support(columns: int, rows: int, nonzeros: int, seed: int | None) 
     Always computed on the processor, so that a seed means the same places everywhere.
     """
     generator = None if seed is None else torch.Generator("cpu").manual_seed(seed)
-    order = torch.rand(rows, columns, generator=generator, device="cpu").argsort(dim=1)
+    # In one type: numbers of another default type would be others.
+    order = torch.rand(rows, columns, generator=generator, device="cpu", dtype=torch.float32).argsort(dim=1)
     row_lengths = torch.full((rows, 1), nonzeros // rows, device="cpu")
     row_lengths[torch.randperm(rows, generator=generator, device="cpu")[: nonzeros % rows]] += 1
     chosen = torch.arange(columns, device="cpu") < row_lengths

@@ -172,6 +172,15 @@ def test_signature_is_that_of_linear(kind) -> None:
     assert "in_features=12, out_features=20, bias=False" in repr(layer)
 
 
+def test_a_seed_gives_one_support_whatever_the_default_type() -> None:
+    expected = SparseLinear(40, 12, nonzeros=100, seed=3).support
+    torch.set_default_dtype(F64)
+    try:
+        assert torch.equal(SparseLinear(40, 12, nonzeros=100, seed=3).support, expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_sparse_rows_are_equally_long_and_seeded() -> None:
     layer = SparseLinear(40, 12, nonzeros=100, seed=3)
     assert sorted((layer.weight != 0).sum(1).tolist()) == [8] * 8 + [9] * 4
