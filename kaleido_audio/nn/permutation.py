@@ -103,8 +103,9 @@ class KPermutation(ModuleWithTables):
         >>> layer = KPermutation(4)
         >>> loss = layer(torch.rand(5, 4)).square().mean() + 0.01 * layer.entropy()
         """
-        distance = self._logits().abs()
-        # Written with the logits so that it stays finite, gradient included, where p rounds to 0 or 1.
+        # Written with the logits so that it stays finite, gradient included, where p rounds to 0 or 1. Beyond 1000
+        # there is no entropy in any type, and an infinite distance times no probability would be NaN.
+        distance = self._logits().abs().clamp(max=1000)
         return (F.softplus(-distance) + distance * torch.sigmoid(-distance)).sum()
 
     def forward(self, x: Tensor, dim: int = -1) -> Tensor:

@@ -151,6 +151,15 @@ def test_entropy_and_its_gradient_are_finite_at_hard_blocks(relaxation: str, val
     assert torch.equal(layer.sample(torch.arange(8.0)), torch.arange(8.0)[layer.permutation()])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_entropy_of_blocks_whose_logits_overflow(dtype: torch.dtype) -> None:
+    layer = KPermutation(8, temperature=1e-3, dtype=dtype)
+    torch.nn.init.constant_(layer.theta, torch.finfo(dtype).max / 100)
+    entropy = layer.entropy()
+    (1000 * entropy).backward()
+    assert entropy == 0 and not layer.theta.grad.any()
+
+
 def test_temperature_hardens() -> None:
     torch.manual_seed(0)
     layer = KPermutation(8)
