@@ -149,12 +149,19 @@ def to_dense(factors: Tensor, *, out_features: int | None = None, in_features: i
     Shape:
         result ``(out_features, in_features)``.
 
+    Raises:
+        ValueError: a shape or type that does not fit, with what was expected.
+
     >>> to_dense(torch.tensor([[[[1.0, -1.0], [1.0, 1.0]]]]))
     tensor([[ 1.,  1.],
             [ 1., -1.]])
     """
     n = _check_factors(factors)
     in_features = n if in_features is None else in_features
+    out_features = n if out_features is None else out_features
+    for name, value in (("in_features", in_features), ("out_features", out_features)):
+        if not 1 <= value <= n:
+            raise ValueError(f"expected {name} between 1 and {n} (the size of the factors), got {value}")
     if factors.dtype in _HALF:  # rounded once, at the end
         return product_matrix(factors.float(), in_features=in_features, rows=slice(out_features)).to(factors.dtype)
     return product_matrix(factors, in_features=in_features, rows=slice(out_features))

@@ -177,6 +177,10 @@ def test_errors_of_sizes_and_rows() -> None:
     x, factors = torch.zeros(3, 8), torch.zeros(2, 3, 2, 8)
     with pytest.raises(ValueError, match="out_features between 1 and 8"):
         ops.butterfly_multiply(x, factors, out_features=9)
+    for value in (-1, 0, 9):
+        for side in ("in_features", "out_features"):
+            with pytest.raises(ValueError, match=f"expected {side} between 1 and 8 .*, got {value}"):
+                ops.to_dense(factors, **{side: value})
     with pytest.raises(ValueError, match="1-D int64"):
         ops.butterfly_outputs(x, factors, torch.zeros(2))
     with pytest.raises(ValueError, match=r"got torch\.int64"):
