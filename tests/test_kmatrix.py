@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from kaleido_audio import KMatrix, exact, nn
 from kaleido_audio.exact.fourier import frequency_decimated, inverse_time_decimated
+from kaleido_audio.factors import identity_factors, invert_factors
 from kaleido_audio.kmatrix import padded_size
 from kaleido_audio.ops.reference import stage_strides
 
@@ -549,6 +550,25 @@ def test_inverse_in_float32_is_computed_in_float64() -> None:
     k = KMatrix(64, width=2)
     x = torch.randn(64)
     assert_near(k.inverse()(k(x)), x, 1e-5)
+
+
+@real_and_complex
+@pytest.mark.parametrize("entries", [(1.0, 1e-20), (1e-200, 1e-200), (1e200, 1e200), (1e-150, 1e150)], ids=str)
+def test_inverse_of_blocks_of_any_scale(entries, dtype) -> None:
+    inverse = exact.diagonal(entries, dtype=dtype).inverse().to_dense()
+    torch.testing.assert_close(inverse, torch.tensor(entries, dtype=dtype).reciprocal().diag(), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
+@pytest.mark.parametrize("scale", [0.0, 1e-15, 1.0, 1e15])
+def test_blocks_of_rank_one_have_no_inverse(scale, dtype) -> None:
+    torch.manual_seed(0)
+    for a, b in torch.randn(200, 2, 2, dtype=dtype):
+        block = a.unsqueeze(1) * b * scale
+        factors = identity_factors(2, 2, dtype)
+        factors[0, 0] = torch.stack([block.diagonal(), block.fliplr().diagonal()])
+        with pytest.raises(ValueError, match="positions 0 and 1 in stage 0 of factor 0 is singular"):
+            invert_factors(factors)
 
 
 def _singular() -> KMatrix:
