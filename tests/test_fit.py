@@ -277,6 +277,9 @@ def test_progress_goes_to_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> No
         (lambda: fit.to_kmatrix(torch.eye(4), expansion=0), "expansion >= 1, got 0"),
         (lambda: fit.to_kmatrix(torch.eye(4), sweeps=-1), "sweeps >= 0, got -1"),
         (lambda: fit.to_kmatrix(torch.eye(4), restarts=-1), "restarts >= 0, got -1"),
+        (lambda: fit.to_kmatrix(torch.eye(4), seed=1.5), "seed to be an integer, got 1.5"),
+        (lambda: fit.to_kmatrix(torch.eye(4).to_sparse()), r"torch.sparse_coo: use matrix.to_dense\(\)"),
+        (lambda: fit.to_kmatrix(torch.eye(4, device="meta")), "with entries, got one on the meta device"),
         (lambda: fit.relative_error(KMatrix(4), torch.eye(3)), r"shape \(4, 4\), got \(3, 3\)"),
         (lambda: fit.butterfly_factor(torch.eye(6), increasing=False), r"2, 4, 8, \.\.\., got \(6, 6\)"),
     ],
@@ -293,6 +296,15 @@ def test_scale_does_not_matter(scale: float) -> None:
     plain, scaled = (fit.to_kmatrix(m, sweeps=5, progress=False) for m in (matrix, matrix * scale))
     assert scaled.relative_error == pytest.approx(plain.relative_error, rel=1e-3) and plain.relative_error > 0.01
     assert not scaled.exact
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_entries_whose_reciprocal_overflows(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(8, 8, dtype=dtype)
+    plain, tiny = (fit.to_kmatrix(m, sweeps=5, progress=False) for m in (matrix, matrix * 1e-310))
+    assert tiny.relative_error == pytest.approx(plain.relative_error, rel=1e-3)
+    assert fit.to_kmatrix(torch.eye(8, dtype=dtype) * 1e-310, progress=False).relative_error < 1e-12
 
 
 def test_arrays_are_matrices_too() -> None:

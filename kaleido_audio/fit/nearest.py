@@ -86,7 +86,7 @@ def to_kmatrix(
         progress: show a progress bar, where rich is installed and stderr is a terminal.
 
     Raises:
-        ValueError: a matrix that is not two-dimensional, floating-point and finite, a real dtype for a complex
+        ValueError: a matrix that is not two-dimensional, dense, floating-point and finite, a real dtype for a complex
             matrix, an option out of range, or entries too large for dtype.
 
     Source: hierarchical factorisation of Zheng, Riccietti and Gribonval, 2022 (see `butterfly_factor`); circulant
@@ -106,11 +106,12 @@ def to_kmatrix(
     width = _at_least("width", width, 1)
     expansion = _at_least("expansion", expansion, 1)
     restarts = _at_least("restarts", restarts, 0)
+    seed = integer("seed", seed)
     size = padded_size(max(matrix.shape), expansion)
     sweeps = _default_sweeps(size) if sweeps is None else _at_least("sweeps", sweeps, 0)
     out_features, n = matrix.shape
     target = matrix.detach().to(torch.complex128 if dtype.is_complex else torch.float64)
-    scale = target.abs().max().item() or 1.0  # squares of its entries shall neither overflow nor vanish
+    scale = _scale(target) or 1.0
     if scale > torch.finfo(dtype).max:
         raise _too_large(scale, dtype)
     # What is made on the way goes to the matrix's device, whatever the default device is.
@@ -152,10 +153,16 @@ def relative_error(kmatrix: KMatrix, matrix: Tensor) -> float:
 
 
 def _relative_norm(difference: Tensor, matrix: Tensor) -> float:
-    scale = matrix.abs().max().item()
+    scale = _scale(matrix)
     if scale == 0:
         return math.inf if difference.any() else 0.0
     return (difference / scale).norm().item() / (matrix / scale).norm().item()
+
+
+def _scale(matrix: Tensor) -> float:
+    """What to divide a matrix by so that squares of its entries neither overflow nor vanish; 0 for one of zeros."""
+    largest: float = matrix.abs().max().item()
+    return max(largest, sys.float_info.min) if largest else 0.0  # the reciprocal of a smaller number overflows
 
 
 def _nearest(
@@ -227,6 +234,10 @@ def _default_sweeps(size: int) -> int:
 
 def _checked_dtype(matrix: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     """The dtype of the K-matrix, once the matrix is known to have one."""
+    if matrix.layout != torch.strided:
+        raise ValueError(f"expected a dense matrix, got one of layout {matrix.layout}: use matrix.to_dense()")
+    if matrix.is_meta:
+        raise ValueError("expected a matrix with entries, got one on the meta device: make it on another")
     if matrix.ndim != 2 or not matrix.numel():
         raise ValueError(f"expected a matrix of shape (out_features, n), got {tuple(matrix.shape)}")
     if matrix.dtype not in DTYPES:
