@@ -236,6 +236,15 @@ def test_relative_error() -> None:
     assert fit.relative_error(k, torch.zeros(8, 8)) == float("inf")
 
 
+def test_autocast_does_not_matter() -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(16, 16)
+    plain = fit.to_kmatrix(matrix, sweeps=2, progress=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fit.to_kmatrix(matrix, sweeps=2, progress=False)
+    assert found.relative_error == plain.relative_error and torch.equal(found.kmatrix.weight, plain.kmatrix.weight)
+
+
 def test_butterfly_factor_of_a_hadamard_matrix_is_balanced() -> None:
     stages = fit.butterfly_factor(dense(exact.hadamard(64, dtype=torch.float64)), increasing=True)
     torch.testing.assert_close(stages.abs(), torch.ones(6, 2, 64, dtype=torch.float64))

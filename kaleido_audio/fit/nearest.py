@@ -145,7 +145,8 @@ def relative_error(kmatrix: KMatrix, matrix: Tensor) -> float:
     >>> relative_error(KMatrix(4, init="identity"), 2 * torch.eye(4))
     0.5
     """
-    dense = kmatrix.to_dense().detach()
+    with ops.no_autocast(next(kmatrix.parameters())):
+        dense = kmatrix.to_dense().detach()
     matrix = as_tensor(matrix, device=dense.device)
     if matrix.shape != dense.shape:
         raise ValueError(f"expected a matrix of shape {tuple(dense.shape)}, got {tuple(matrix.shape)}")

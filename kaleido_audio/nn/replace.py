@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeGuard, runtime_checkable
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from kaleido_audio.nn.linear import KConv1x1, KLinear
 from kaleido_audio.nn.structured import StructuredLinear
+from kaleido_audio.ops import no_autocast
 
 Dense = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 Structured = StructuredLinear | KConv1x1
@@ -344,7 +346,9 @@ def _successor(
 
 
 def _dense(module: nn.Module) -> nn.Module:
-    with torch.inference_mode(False), torch.no_grad():  # a parameter that can be trained, wherever this is called
+    tensor = next(itertools.chain(module.parameters(), module.buffers()), torch.empty(0))
+    # A parameter that can be trained and is as precise as the layer, wherever this is called.
+    with torch.inference_mode(False), torch.no_grad(), no_autocast(tensor):
         if isinstance(module, HasDenseForm):
             return module.dense_form()
         assert isinstance(module, Structured)

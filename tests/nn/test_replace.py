@@ -280,6 +280,16 @@ def test_to_dense_refuses_what_would_be_lost() -> None:
     assert isinstance(hooked[0], KLinear) and isinstance(shared[0], KLinear)
 
 
+@pytest.mark.parametrize("make", [lambda: KLinear(8, 8), lambda: KConv1x1(8, 8), lambda: LowRankLinear(8, 8)])
+def test_to_dense_under_autocast_is_as_precise(make) -> None:
+    model = torch.nn.Sequential(make())
+    expected = to_dense(copy.deepcopy(model))
+    with torch.autocast("cpu", torch.bfloat16):
+        to_dense(model)
+    for actual, wanted in zip(model.parameters(), expected.parameters(), strict=True):
+        assert actual.dtype == wanted.dtype and torch.equal(actual, wanted)
+
+
 def test_to_dense_in_inference_mode_gives_parameters() -> None:
     layer = KConv1x1(8, 8)
     model = torch.nn.Sequential(layer)
