@@ -19,6 +19,7 @@ from kaleido_audio.ops import no_autocast
 Dense = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 Structured = StructuredLinear | KConv1x1
 Select = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
+_COMPILED = "was compiled by itself, and what was compiled would go on with the old layer: compile after the swap"
 _SPATIAL_DIMS: dict[type, int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 
 
@@ -107,7 +108,8 @@ def replace_linear(
     Biases, device, dtype, training mode and ``requires_grad`` are kept; a layer that the model uses in several
     places stays shared. Nothing is changed where an error is raised. Left alone, with the reason in the report:
     subclasses of `torch.nn.Linear` (the output projection of `torch.nn.MultiheadAttention` is one), layers with
-    hooks, and layers whose weight is also used elsewhere (tied to an embedding).
+    hooks or a ``forward`` of their own, layers that were compiled by themselves, and layers whose weight is also used
+    elsewhere (tied to an embedding).
 
     Args:
         model: any module that contains the layers; to replace a lone layer, build its successor yourself.
@@ -147,10 +149,10 @@ def replace_linear(
         raise ValueError("init='fit' fits free coefficients: leave constraint and tied out, or use another init")
     candidates = _candidates(model, convolutions)
     chosen = _selected(candidates, select)
-    owners = _owners(model)
+    owners, compiled = _owners(model), _compiled(model)
     skipped: dict[str, str] = {}
     for name, module in chosen.items():
-        reason = _obstacle(module, owners) or _misfit(module, layer, options, may_grow=select is not None)
+        reason = _obstacle(module, owners, compiled) or _misfit(module, layer, options, may_grow=select is not None)
         if reason is not None:
             skipped[name] = reason
     reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
@@ -188,8 +190,8 @@ def to_dense(model: nn.Module) -> nn.Module:
         ``model``; its dense layer where it is itself one of these layers.
 
     Raises:
-        ValueError: a layer that has hooks or a ``forward`` of its own, or shares parameters with another module: its
-            successor would not. Nothing is changed then.
+        ValueError: a layer that has hooks or a ``forward`` of its own, was compiled by itself, or shares parameters
+            with another module: its successor would not. Nothing is changed then.
 
     >>> to_dense(nn.Sequential(KLinear(64, 32), nn.ReLU()))
     Sequential(
@@ -203,8 +205,13 @@ def to_dense(model: nn.Module) -> nn.Module:
     for name, module in model.named_modules():
         if module not in replaced:
             owner.update((parameter, name) for parameter in module.parameters(recurse=False))
+    compiled = _compiled(model)
     for module, name in layers.items():
-        if isinstance(module, Structured) and type(module).forward not in (StructuredLinear.forward, KConv1x1.forward):
+        if module in compiled:
+            raise ValueError(f"{name} {_COMPILED}")
+        plain = (StructuredLinear.forward, KConv1x1.forward)
+        own = isinstance(module, Structured) and type(module).forward not in plain
+        if own or "forward" in vars(module):
             raise ValueError(f"{name} is a {type(module).__name__} with a forward() of its own, which would be lost")
         for part in module.modules():
             if _has_hooks(part):
@@ -272,10 +279,20 @@ def _owners(model: nn.Module) -> dict[Tensor, int]:
     return owners
 
 
-def _obstacle(module: Dense, owners: dict[Tensor, int]) -> str | None:
+def _compiled(model: nn.Module) -> set[nn.Module]:
+    """Modules that `torch.compile` was given, and those that it made of them."""
+    made = [module for module in model.modules() if "_orig_mod" in module._modules]
+    return {part for module in made for part in (module, module.get_submodule("_orig_mod"))}
+
+
+def _obstacle(module: Dense, owners: dict[Tensor, int], compiled: set[nn.Module]) -> str | None:
     """Why a layer cannot be replaced without changing what the model does, or None."""
     if type(module) is not nn.Linear and type(module) not in _SPATIAL_DIMS:
         return f"is a {type(module).__name__}, no plain layer: its class or owner may use the weight in another way"
+    if module in compiled:
+        return _COMPILED
+    if "forward" in vars(module):
+        return "has a forward() of its own, which the new layer would not have"
     if _has_hooks(module):
         return "has hooks, which the new layer would not have"
     if any(owners[parameter] > 1 for parameter in module.parameters()):

@@ -1,6 +1,7 @@
 """Swapping layers keeps everything but the matrix, refuses what it would break, and can be undone exactly."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from kaleido_audio.nn import (
     replace_linear,
     to_dense,
 )
+from kaleido_audio.transforms import KSpectrogram
 
 Linear = torch.nn.Linear
 
@@ -162,9 +164,21 @@ def hooked() -> torch.nn.Module:
     return model
 
 
+def compiled() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.compile(Linear(64, 64), backend="eager"), Linear(64, 64))
+
+
+def patched() -> torch.nn.Module:
+    model = torch.nn.Sequential(Linear(64, 64), Linear(64, 64))
+    model[0].forward = torch.relu
+    return model
+
+
 @pytest.mark.parametrize(
     ("make", "name", "reason"),
     [
+        (compiled, "0._orig_mod", "was compiled by itself"),
+        (patched, "0", "has a forward() of its own"),
         (Attention, "attention.out_proj", "is a NonDynamicallyQuantizableLinear"),
         (Tied, "head", "shares a parameter with another layer"),
         (hooked, "0", "has hooks"),
@@ -177,7 +191,7 @@ def test_what_would_break_is_left_alone(make, name, reason) -> None:
     assert len(report.layers) == 1 and list(report.skipped) == [name] and report.skipped[name].startswith(reason)
     assert f"left alone: {name}: {reason}" in str(report)
     assert model.get_submodule(name) is untouched
-    with pytest.raises(ValueError, match=f"cannot replace {name}: {reason}"):
+    with pytest.raises(ValueError, match=re.escape(f"cannot replace {name}: {reason}")):
         replace_linear(make(), [name], init="orthogonal")
 
 
@@ -278,6 +292,27 @@ def test_to_dense_refuses_what_would_be_lost() -> None:
     with pytest.raises(ValueError, match="0 and 1 share parameters"):
         to_dense(shared)
     assert isinstance(hooked[0], KLinear) and isinstance(shared[0], KLinear)
+
+
+@pytest.mark.parametrize("make", [lambda: KLinear(8, 8), lambda: KSpectrogram(n_fft=8)])
+def test_to_dense_refuses_what_was_compiled_or_patched(make) -> None:
+    model = torch.nn.Sequential(torch.compile(make(), backend="eager"))
+    with pytest.raises(ValueError, match="was compiled by itself"):
+        to_dense(model)
+    model = torch.nn.Sequential(make())
+    model[0].forward = torch.relu
+    with pytest.raises(ValueError, match=r"0 is a \w+ with a forward\(\) of its own"):
+        to_dense(model)
+
+
+def test_a_compiled_model_may_change_its_layers() -> None:
+    model = torch.compile(torch.nn.Sequential(Linear(64, 64)), backend="eager")
+    x = torch.randn(3, 64)
+    before = model(x)
+    assert len(replace_linear(model, init="orthogonal").layers) == 1
+    after = model(x)
+    assert not torch.allclose(after, before)
+    torch.testing.assert_close(to_dense(model)(x), after)
 
 
 @pytest.mark.parametrize("make", [lambda: KLinear(8, 8), lambda: KConv1x1(8, 8), lambda: LowRankLinear(8, 8)])
