@@ -394,8 +394,11 @@ def _swap(model: nn.Module, successors: dict[nn.Module, nn.Module]) -> None:
         for name, child in parent._modules.items():
             if child in successors:
                 parent._modules[name] = successors[child]
-        if isinstance(parent, nn.TransformerEncoderLayer):
-            _choose_path(parent)
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            _choose_path(module)
+        elif isinstance(module, nn.TransformerEncoder):
+            _choose_nesting(module)
 
 
 def _choose_path(layer: nn.TransformerEncoderLayer) -> None:
@@ -406,6 +409,16 @@ def _choose_path(layer: nn.TransformerEncoderLayer) -> None:
     known = [number for number, (f, kind) in enumerate(kinds, 1) if given is f or isinstance(given, kind)]
     # An activation that it does not know keeps PyTorch from that path.
     layer.activation_relu_or_gelu = known[0] if known and not structured else 0
+
+
+def _choose_nesting(encoder: nn.TransformerEncoder) -> None:
+    """Of padded input an encoder makes nested tensors, which layers take on the fast path only."""
+    state: dict[str, Any] = encoder.__dict__
+    if any(isinstance(module, Structured) for module in encoder.modules()):
+        state.setdefault("_nested_when_dense", encoder.use_nested_tensor)
+        encoder.use_nested_tensor = False
+    elif "_nested_when_dense" in state:
+        encoder.use_nested_tensor = state.pop("_nested_when_dense")
 
 
 def _count(module: nn.Module) -> int:

@@ -208,6 +208,36 @@ def test_transformer_layers_work_in_both_modes(norm_first: bool) -> None:
         torch.testing.assert_close(layer.eval()(x), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("kind", [torch.nn.TransformerEncoder, torch.nn.Transformer])
+def test_encoders_take_padded_input(kind, nested: bool) -> None:
+    # Dense layers take it as nested tensors.
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+    encoder = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=nested)
+    model = encoder
+    if kind is torch.nn.Transformer:
+        model = kind(32, 4, 2, 1, 64, dropout=0.0, batch_first=True, custom_encoder=encoder)
+    replace_linear(model, "*layers.0.linear?", init="orthogonal")
+    assert isinstance(encoder.layers[0].linear1, KLinear) and type(encoder.layers[1].linear1) is Linear
+    replace_linear(model, "*linear?", init="orthogonal")
+    x = torch.randn(3, 7, 32)
+    mask = torch.zeros(3, 7, dtype=torch.bool)
+    mask[1, 4:] = True
+    arguments, masks = [x], {"src_key_padding_mask": mask}
+    if model is not encoder:
+        arguments, masks = [x, x], {**masks, "memory_key_padding_mask": mask}
+    expected = model(*arguments, **masks)
+    with torch.no_grad():
+        y = copy.deepcopy(model.eval())(*arguments, **masks)
+        torch.testing.assert_close(y[~mask], expected[~mask], rtol=1e-4, atol=1e-5)
+        assert not encoder.use_nested_tensor
+        to_dense(model)
+        assert encoder.use_nested_tensor == nested
+        y = model(*arguments, **masks)
+        torch.testing.assert_close(y[~mask], expected[~mask], rtol=1e-4, atol=1e-5)
+
+
 def test_errors_leave_the_model_as_it_was() -> None:
     model = Network()
     modules = list(model.modules())
