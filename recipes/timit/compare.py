@@ -187,16 +187,16 @@ def _start(plan: Plan, job: Job) -> subprocess.Popen:
 
 
 def read_progress(run_dir: Path, config: Config) -> tuple[float, str]:
-    """How far a run is, between 0 and 1, and its latest dev PER in words."""
+    """How far a run is, between 0 and 1, and its latest dev PER in words, if it has one yet."""
     try:
         state = json.loads((run_dir / "progress.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        done = min((state["epoch"] + state["batch"] / max(1, state["batches"])) / config.epochs, 1.0)
+        note = f"epoch {state['epoch'] + 1}/{config.epochs}" if done < 1.0 else "decoding"
+        dev_per = state["dev_per"]
+        return done, note if dev_per is None else f"{note}, dev PER {dev_per:.1f} %"
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        # Whatever the file holds, e.g. another version's state: it is only for the bar.
         return 0.0, "starting"
-    done = (state["epoch"] + state["batch"] / max(1, state["batches"])) / config.epochs
-    note = f"epoch {min(config.epochs, state['epoch'] + 1)}/{config.epochs}"
-    if state["dev_per"] is not None:
-        note += f", dev PER {state['dev_per']:.1f} %"
-    return min(done, 1.0), note if done < 1.0 else f"decoding, dev PER {state['dev_per']:.1f} %"
 
 
 def _failure(job: Job) -> str:

@@ -153,7 +153,17 @@ def test_read_progress(tmp_path) -> None:
     assert read_progress(tmp_path, config) == (0.375, "epoch 2/4, dev PER 33.3 %")
     (tmp_path / "progress.json").write_text(json.dumps(state | {"epoch": 4, "batch": 0}))
     assert read_progress(tmp_path, config) == (1.0, "decoding, dev PER 33.3 %")
+    # After the last batch of the only epoch, dev is still to be decoded.
+    only = {"epoch": 0, "batch": 1, "batches": 1, "dev_per": None}
+    (tmp_path / "progress.json").write_text(json.dumps(only))
+    assert read_progress(tmp_path, Config(epochs=1)) == (1.0, "decoding")
     assert Job(config, tmp_path).result == tmp_path / "result.json"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"null", b"{}", b'{"epoch": "1", "batch": 0, "batches": 1}'])
+def test_progress_of_no_use_ends_no_comparison(tmp_path, content) -> None:
+    (tmp_path / "progress.json").write_bytes(content)
+    assert read_progress(tmp_path, Config()) == (0.0, "starting")
 
 
 def test_command_line_train_and_evaluate(corpus, tmp_path, capsys) -> None:
