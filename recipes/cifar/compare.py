@@ -11,7 +11,7 @@ from recipes.cifar.counts import PAPER
 from recipes.cifar.data import CifarData
 from recipes.cifar.evaluation import Result, evaluate
 from recipes.cifar.figures import recovery_figure, save_small
-from recipes.cifar.training import train
+from recipes.cifar.training import check_data, train
 from recipes.common.files import replace_text
 from recipes.common.processes import check_single_process
 from recipes.common.text import spread
@@ -61,20 +61,23 @@ def compare(
         the table as Markdown.
 
     Raises:
-        ValueError: torchrun started several processes.
+        ValueError: torchrun started several processes, or a run in ``out`` is of other data.
     """
     check_single_process()
     # One that is given twice would count twice, with a spread of zero.
     seeds, permutations = list(dict.fromkeys(seeds)), list(dict.fromkeys(permutations))
     wanted = [
-        (row, replace(config, seed=seed, permutation=kind))
+        (row, replace(config, seed=seed, permutation=kind), out / f"{row}-{kind}-seed{seed}")
         for seed in seeds
         for row, config in configs.items()
         for kind in (["none"] if config.permutation == "none" else permutations)
     ]
+    for _, mine, folder in wanted:
+        # Before hours of training, which checks the others.
+        if _is_finished(mine, folder):
+            check_data(data, folder)
     runs = []
-    for row, mine in wanted:
-        folder = out / f"{row}-{mine.permutation}-seed{mine.seed}"
+    for row, mine, folder in wanted:
         if not _is_finished(mine, folder):
             if progress:
                 print(f"{TITLES[row]}, permutation {mine.permutation}, seed {mine.seed}")

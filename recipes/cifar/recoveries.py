@@ -45,6 +45,7 @@ class Outcome:
         neighbours, placed, exact: see `recipes.cifar.recovery.Score`.
         variation: of the restored images; true_variation: of the original ones.
         seconds: that it took.
+        content: fingerprint of the data; None in outcomes of earlier versions, of which only the title is compared.
     """
 
     case: str
@@ -58,6 +59,7 @@ class Outcome:
     variation: float
     true_variation: float
     seconds: float
+    content: str | None = None
 
 
 def recover_all(
@@ -93,7 +95,7 @@ def recover_all(
         check_seed(seed, "--seeds")
     # One that is given twice would count twice.
     cases, methods, seeds = list(dict.fromkeys(cases)), list(dict.fromkeys(methods)), list(dict.fromkeys(seeds))
-    count = min(images, len(data.train))
+    count, content = min(images, len(data.train)), data.fingerprint()
     out.mkdir(parents=True, exist_ok=True)
     outcomes = []
     for case in cases:
@@ -108,6 +110,10 @@ def recover_all(
                         raise ValueError(
                             f"{path} is of {outcome.images} images of {outcome.data}, not {count} of {data.title}: "
                             "give another folder"
+                        )
+                    if outcome.content not in (None, content):
+                        raise ValueError(
+                            f"{path} is of other images than given, of the same name and number: give another folder"
                         )
                 else:
                     outcome = _recover_one(data, case, kind, structure, method, seed, count, progress)
@@ -135,7 +141,7 @@ def _recover_one(
     outcome = score(found.order, p)
     return Outcome(
         case, method, seed, data.title, count, outcome.neighbours, outcome.placed, outcome.exact,
-        found.variation, best.variation, found.seconds,
+        found.variation, best.variation, found.seconds, data.fingerprint(),
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from recipes.cifar.data import CifarData, Split, augmented, permutation, permute
 from recipes.cifar.model import Classifier, build
 from recipes.cifar.recoveries import structure_of
 from recipes.cifar.recovery import Recovery, recover
+from recipes.common import runs
 from recipes.common.files import (
     BROKEN_CHECKPOINT,
     BROKEN_RUN,
@@ -286,7 +287,7 @@ def recovered_order(config: Config, run_dir: Path) -> Tensor | None:
 
 def _prepare_run_dir(config: Config, data: CifarData, run_dir: Path) -> None:
     path = run_dir / "config.json"
-    about = {"summary": data.summary(), "content": data.fingerprint()}
+    about = _about(data)
     if path.exists() and has_checkpoint(run_dir):
         check_data(data, run_dir)
         old = Config.load(path)
@@ -307,16 +308,8 @@ def _prepare_run_dir(config: Config, data: CifarData, run_dir: Path) -> None:
 
 def check_data(data: CifarData, run_dir: Path) -> None:
     """Raise ValueError where a run was trained on other data."""
-    path = run_dir / "data.json"
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: expected the folder of a run")
-    about = load_json(path, BROKEN_RUN)
-    with naming(path, BROKEN_RUN):
-        # Runs of earlier versions have no fingerprint.
-        theirs, content = about["summary"], about.get("content")
-    if theirs != data.summary():
-        raise ValueError(f"{run_dir} was trained on other data ({theirs}) than given ({data.summary()})")
-    if content is not None and content != data.fingerprint():
-        raise ValueError(
-            f"{run_dir} was trained on other images of the same number: give the folder that it was trained on"
-        )
+    runs.check_data(_about(data), run_dir, {"content": "on other images of the same number"})
+
+
+def _about(data: CifarData) -> dict[str, str]:
+    return {"summary": data.summary(), "content": data.fingerprint()}

@@ -19,7 +19,7 @@ from recipes.shufflenet.data import ImageData
 from recipes.shufflenet.evaluation import Result, evaluate
 from recipes.shufflenet.latency import BATCHES, Latency, circumstances, measure_latency
 from recipes.shufflenet.model import K_INITS, MIXINGS
-from recipes.shufflenet.training import build, train
+from recipes.shufflenet.training import build, check_data, train
 
 LATENCY_SIZE = 224
 """Height and width of the images of the table's latencies and multiply-adds: ImageNet's."""
@@ -108,18 +108,25 @@ def compare(
         the table as Markdown.
 
     Raises:
-        ValueError: torchrun started several processes.
+        ValueError: torchrun started several processes, or a run in ``out`` is of other data.
     """
     check_single_process()
     # One that is given twice would count twice, with a spread of zero.
     rows, widths, seeds = list(dict.fromkeys(rows)), list(dict.fromkeys(widths)), list(dict.fromkeys(seeds))
-    configs = [
-        (row, replace(base, seed=seed, width=width, mixing=row.mixing, k_init=row.k_init))
+    wanted = [
+        (
+            row,
+            replace(base, seed=seed, width=width, mixing=row.mixing, k_init=row.k_init),
+            out / f"{row.name.replace(':', '-from-')}-{width:g}-seed{seed}",
+        )
         for seed, width, row in product(seeds, widths, rows)
     ]
+    for _, config, folder in wanted:
+        # Before hours of training, which checks the others.
+        if is_finished(config, folder):
+            check_data(data, folder)
     runs = []
-    for row, config in configs:
-        folder = out / f"{row.name.replace(':', '-from-')}-{config.width:g}-seed{config.seed}"
+    for row, config, folder in wanted:
         if not is_finished(config, folder):
             if progress:
                 print(f"{row.name}, width {config.width:g}, seed {config.seed}")

@@ -19,12 +19,11 @@ from timm.utils import ModelEmaV3, distribute_bn
 from torch import Tensor, nn
 
 from kaleido_audio.nn import param_groups
+from recipes.common import runs
 from recipes.common.files import (
     BROKEN_CHECKPOINT,
-    BROKEN_RUN,
     has_checkpoint,
     load_checkpoint,
-    load_json,
     naming,
     replace_text,
     save_checkpoint,
@@ -372,23 +371,14 @@ def _prepare_run_dir(config: Config, data: ImageData, run_dir: Path) -> None:
                 "remove this one"
             )
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    about = {"summary": data.summary(), "content": data.fingerprint()}
-    replace_text(run_dir / "data.json", json.dumps(about) + "\n")
+    replace_text(run_dir / runs.DATA, json.dumps(_about(data)) + "\n")
     config.save(path)
 
 
 def check_data(data: ImageData, run_dir: Path) -> None:
     """Raise ValueError where a run was trained on other data."""
-    path = run_dir / "data.json"
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: expected the folder of a run")
-    about = load_json(path, BROKEN_RUN)
-    with naming(path, BROKEN_RUN):
-        # Runs of earlier versions have no fingerprint.
-        theirs, content = about["summary"], about.get("content")
-    if theirs != data.summary():
-        raise ValueError(f"{run_dir} was trained on other data ({theirs}) than given ({data.summary()})")
-    if content is not None and content != data.fingerprint():
-        raise ValueError(
-            f"{run_dir} was trained on other images of the same number: give the folder that it was trained on"
-        )
+    runs.check_data(_about(data), run_dir, {"content": "on other images of the same number"})
+
+
+def _about(data: ImageData) -> dict[str, str]:
+    return {"summary": data.summary(), "content": data.fingerprint()}

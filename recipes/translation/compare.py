@@ -15,7 +15,7 @@ from recipes.translation.config import ROWS, TITLES, Config
 from recipes.translation.counts import PAPER
 from recipes.translation.data import Data, read_lines
 from recipes.translation.evaluate import Result, evaluate
-from recipes.translation.training import load_history, train
+from recipes.translation.training import check_data, load_history, train
 
 _SAMPLES = 1000
 
@@ -59,15 +59,22 @@ def compare(
         the table as Markdown.
 
     Raises:
-        ValueError: torchrun started several processes.
+        ValueError: torchrun started several processes, or a run in ``out`` is of other data.
     """
     check_single_process()
     # One that is given twice would count twice, with a spread of zero.
     seeds = list(dict.fromkeys(seeds))
-    wanted = [(row, replace(config, seed=seed)) for row, config in configs.items() for seed in seeds]
+    wanted = [
+        (row, replace(config, seed=seed), out / f"{row}-seed{seed}")
+        for row, config in configs.items()
+        for seed in seeds
+    ]
+    for _, mine, folder in wanted:
+        # Before hours of training, which checks the others.
+        if is_finished(mine, folder):
+            check_data(data, folder)
     runs = []
-    for row, mine in wanted:
-        folder = out / f"{row}-seed{mine.seed}"
+    for row, mine, folder in wanted:
         if not is_finished(mine, folder):
             if progress:
                 print(f"{TITLES[row]}, seed {mine.seed}")

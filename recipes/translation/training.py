@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from kaleido_audio.nn import param_groups
+from recipes.common import runs
 from recipes.common.files import (
     BROKEN_CHECKPOINT,
-    BROKEN_RUN,
     has_checkpoint,
     load_checkpoint,
     load_json,
@@ -318,25 +318,13 @@ def prepare_run_dir(config: Config, data: Data, run_dir: Path) -> None:
                 f"be one of the longer run, which saves every {config.save_every}; give another folder"
             )
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    replace_text(run_dir / "data.json", json.dumps(_about(data), indent=1) + "\n")
+    replace_text(run_dir / runs.DATA, json.dumps(_about(data), indent=1) + "\n")
     config.save(path)
 
 
 def check_data(data: Data, run_dir: Path) -> None:
     """Raise ValueError where a run was trained on other data, or with other subwords."""
-    path = run_dir / "data.json"
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: expected the folder of a run")
-    theirs, mine = load_json(path, BROKEN_RUN), _about(data)
-    with naming(path, BROKEN_RUN):
-        summary, subwords = theirs["summary"], theirs["subwords"]
-    if summary != mine["summary"]:
-        raise ValueError(f"{run_dir} was trained on other data ({summary}) than given ({mine['summary']})")
-    if subwords != mine["subwords"]:
-        raise ValueError(
-            f"{run_dir} was trained with other subwords of the same number: give the prepared folder that it was "
-            "trained on"
-        )
+    runs.check_data(_about(data), run_dir, {"subwords": "with other subwords of the same number"})
 
 
 def _about(data: Data) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Recovery without labels: on smooth made-up images the seriations and the K-permutation find the order."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -8,8 +9,8 @@ import torch
 from recipes.cifar import recovery as module
 from recipes.cifar.__main__ import main
 from recipes.cifar.config import METHODS
-from recipes.cifar.data import PIXELS, SIDE, permutation, permuted
-from recipes.cifar.recoveries import Outcome, markdown
+from recipes.cifar.data import PIXELS, SIDE, load_data, permutation, permuted
+from recipes.cifar.recoveries import Outcome, markdown, recover_all
 from recipes.cifar.recovery import Recovery, differences, recover, score, variation
 
 from .conftest import smooth
@@ -163,6 +164,20 @@ def test_command_keeps_outcomes_and_tells_data_apart(root, tmp_path, capsys) -> 
     broken.write_text("{}")
     assert main([*command, "--seeds", "0", "1", "--quiet"]) == 2
     assert f"{broken} cannot be read" in capsys.readouterr().err
+
+
+def test_an_outcome_of_other_images_is_refused(root, tmp_path) -> None:
+    data, options = load_data(root), {"cases": ["bitreversal-lines"], "methods": ["oracle"], "seeds": [0]}
+    table = recover_all(data, tmp_path, progress=False, **options)
+    other = dataclasses.replace(data, train=dataclasses.replace(data.train, images=data.train.images.flip(0)))
+    with pytest.raises(ValueError, match=r"seed0\.json is of other images than given, of the same name and number"):
+        recover_all(other, tmp_path, progress=False, **options)
+    # As earlier versions wrote it.
+    (path,) = tmp_path.glob("*.json")
+    content = json.loads(path.read_text())
+    del content["content"]
+    path.write_text(json.dumps(content))
+    assert recover_all(data, tmp_path, progress=False, **options) == table
 
 
 def test_table_counts_exact_recoveries() -> None:

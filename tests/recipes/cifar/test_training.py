@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from recipes.cifar.__main__ import main
+from recipes.cifar.compare import compare
 from recipes.cifar.config import PRESETS, ROWS, TITLES, Config
 from recipes.cifar.counts import PAPER, count_row
 from recipes.cifar.counts import markdown as counts_table
@@ -220,6 +221,19 @@ def test_compare_prints_the_table_and_keeps_runs(root, tmp_path, capsys) -> None
     assert len(times) == 6
     assert main(command) == 0
     assert times == {path: path.stat().st_mtime_ns for path in times}
+
+
+def test_a_comparison_does_not_take_runs_of_other_images_for_its_own(data, tmp_path) -> None:
+    config = dataclasses.replace(TINY, net="fc", front="none", epochs=1)
+    options = {"permutations": ["random"], "accelerator": "cpu", "progress": False, "figure": False}
+    table = compare({"fc": config}, data, tmp_path, seeds=[0], **options)
+    other = dataclasses.replace(data, test=dataclasses.replace(data.test, labels=data.test.labels.flip(0)))
+    with pytest.raises(ValueError, match="fc-random-seed0 was trained on other images of the same number"):
+        compare({"fc": config}, other, tmp_path, seeds=[1, 0], **options)
+    assert not (tmp_path / "fc-random-seed1").exists(), "told before the others are trained"
+    # As earlier versions wrote it.
+    (tmp_path / "fc-random-seed0" / "data.json").write_text(json.dumps({"summary": data.summary()}))
+    assert compare({"fc": config}, data, tmp_path, seeds=[0], **options) == table
 
 
 def test_a_seed_given_twice_has_no_spread(root, tmp_path, capsys) -> None:

@@ -19,7 +19,7 @@ pytest.importorskip("torchvision")
 pytest.importorskip("timm")
 
 from recipes.shufflenet.__main__ import DEFAULT_ROWS, main
-from recipes.shufflenet.compare import Row, Run, figure, markdown
+from recipes.shufflenet.compare import Row, Run, compare, figure, markdown
 from recipes.shufflenet.config import PRESETS, Config
 from recipes.shufflenet.data import load_images
 from recipes.shufflenet.evaluation import Result, evaluate, load_model
@@ -347,6 +347,18 @@ def test_compare_keeps_finished_runs(root, tmp_path, capsys, monkeypatch) -> Non
     run = tmp_path / "none-0.25-seed0"
     assert main(f"evaluate --data {root} --run {run} --accelerator cpu".split()) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((run / "result.json").read_text())
+
+
+def test_a_comparison_does_not_take_runs_of_other_images_for_its_own(root, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("recipes.shufflenet.compare.LATENCY_SIZE", 32)
+    shutil.copytree(root, tmp_path / "copy")
+    config = dataclasses.replace(TINY, epochs=1)
+    options = {"rows": [Row("none")], "widths": [0.25], "accelerator": "cpu", "progress": False}
+    compare(config, load_images(tmp_path / "copy"), tmp_path / "out", seeds=[0], **options)
+    (tmp_path / "copy" / "train" / "red" / "0.png").rename(tmp_path / "copy" / "train" / "red" / "other.png")
+    with pytest.raises(ValueError, match=r"none-0\.25-seed0 was trained on other images of the same number"):
+        compare(config, load_images(tmp_path / "copy"), tmp_path / "out", seeds=[1, 0], **options)
+    assert not (tmp_path / "out" / "none-0.25-seed1").exists(), "told before the others are trained"
 
 
 def test_errors_of_use(root, tmp_path, capsys) -> None:

@@ -18,7 +18,7 @@ pytest.importorskip("sacrebleu")
 from recipes.translation.__main__ import main
 from recipes.translation.compare import compare, is_finished, load_run, markdown, sampling
 from recipes.translation.config import Config
-from recipes.translation.data import Data
+from recipes.translation.data import Data, Vocabulary
 from recipes.translation.evaluate import Result, bleu, evaluate, translate_text
 from recipes.translation.quantize import Unavailable
 from recipes.translation.training import load_averaged, train
@@ -130,6 +130,15 @@ def test_a_comparison_trains_what_is_missing_and_only_that(data, tiny, tmp_path)
     (folder / "result.json").unlink()
     with pytest.raises(ValueError, match=r"result\.json is missing: train and evaluate the run first"):
         load_run("transformer", folder)
+
+
+def test_a_comparison_does_not_take_runs_of_other_data_for_its_own(data, tiny, tmp_path) -> None:
+    configs = {"transformer": tiny("transformer", updates=4)}
+    compare(configs, data, tmp_path, seeds=[0], accelerator="cpu", progress=False)
+    shuffled = replace(data, target=Vocabulary(data.target.tokenizer, data.target.kept[::-1]))
+    with pytest.raises(ValueError, match="transformer-seed0 was trained with other subwords of the same number"):
+        compare(configs, shuffled, tmp_path, seeds=[1, 0], accelerator="cpu", progress=False)
+    assert not (tmp_path / "transformer-seed1").exists(), "told before the others are trained"
 
 
 def test_a_better_model_is_told_from_one_that_is_as_good(data) -> None:
