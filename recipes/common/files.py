@@ -1,4 +1,4 @@
-"""Files of runs, which others read while they are written and which one process writes at a time."""
+"""Files of runs, read by others while they are written, by one process at a time; and folders of prepared data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import fcntl
 import json
 import os
 import pickle
-from collections.abc import Iterator
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -94,12 +96,78 @@ def has_checkpoint(run_dir: Path) -> bool:
     return any((run_dir / "checkpoints").glob("*.pt"))
 
 
-def check_free(out: Path, *, overwrite: bool) -> None:
-    """Raise `FileExistsError` where something is in the way of a new folder."""
+def check_apart(out: Path, needed: Iterable[Path | None]) -> None:
+    """Raise `ValueError` where a folder to be written, or overwritten, holds what is read or kept; None is nothing."""
+    for path in needed:
+        if path is not None and path.resolve().is_relative_to(out.resolve()):
+            raise ValueError(f"{out} would be written over {path}, which is needed: give another --out")
+
+
+def check_free(out: Path, *, overwrite: bool, made: Iterable[str], needed: Iterable[Path | None] = ()) -> None:
+    """Check that nothing is in the way of a new folder of data.
+
+    Args:
+        out: the folder.
+        overwrite: whether one that the same recipe made may be there. Any other stays, so that nobody's files are
+            lost to a wrong path.
+        made: names in the dataset.json of a folder that this recipe made; those of others lack some of them.
+        needed: what must not be in it, as `check_apart` takes it.
+
+    Raises:
+        FileExistsError: something is in the way.
+        ValueError: ``out`` holds what is needed.
+    """
+    check_apart(out, needed)
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file: expected a folder to write, give another --out")
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists already: remove it, give another folder, or --overwrite it")
+    if out.exists() and any(out.iterdir()) and not set(made) <= _described(out).keys():
+        raise FileExistsError(
+            f"{out} is not a folder that this recipe made (by its dataset.json), so it is not overwritten: give "
+            "another folder, or remove it"
+        )
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """What dataset.json says; nothing if there is none, or a broken one."""
+    try:
+        about = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+@contextmanager
+def new_folder(out: Path, *, overwrite: bool, made: Iterable[str]) -> Iterator[Path]:
+    """A hidden folder beside ``out`` to fill in the block, which then takes its place: as a whole or not at all.
+
+    Args:
+        out, overwrite, made: as `check_free` takes them; it is asked again at the end.
+    """
+    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        check_free(out, overwrite=overwrite, made=made)
+        replace_folder(partial, out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def replace_folder(new: Path, out: Path) -> None:
+    """Rename a folder into the place of another one, if there is one, which is removed after that."""
+    old = new.with_suffix(".old")
+    if out.exists():
+        out.rename(old)
+    try:
+        new.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--seed", type=int, default=0, help="of the split into train and val")
     prepare.add_argument("--package", type=Path, help="the .deb file or unpacked tree (default: download it, 131 MB)")
     prepare.add_argument("--work", type=Path, help="folder of the download (default: OUT-work)")
-    prepare.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
+    prepare.add_argument("--overwrite", action="store_true", help="replace the folder if this command made it")
     prepare.add_argument("--quiet", action="store_true", help="no progress bar")
     prepare.set_defaults(run=_prepare)
 

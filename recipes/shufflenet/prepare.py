@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from rich.progress import track
 
-from recipes.common.files import check_free
+from recipes.common.files import check_free, new_folder
 from recipes.timit.prepare import debian
 
 PACKAGE = "openclipart-png"
@@ -27,6 +26,9 @@ CLASSES = (
     "recreation", "shapes", "signs_and_symbols", "tools", "transportation",
 )  # fmt: skip
 VAL_SHARE = 0.2
+
+_MADE = ("source", "size", "images")
+"""Names in the dataset.json of every folder that `prepare_openclipart` makes."""
 
 _PNGS = Path("usr/share/openclipart/png")
 
@@ -53,7 +55,7 @@ def prepare_openclipart(
         package: the package's .deb file, or the folder into which it was unpacked; default: downloaded with
             ``apt-get download``, 131 MB.
         work: folder for the download, which may be deleted afterwards; default: ``out`` with ``-work`` added.
-        overwrite: replace a folder at ``out``.
+        overwrite: replace a folder at ``out`` that this function made.
         progress: show a bar and the outcome.
 
     Returns:
@@ -61,32 +63,21 @@ def prepare_openclipart(
 
     Raises:
         CorpusError: the package cannot be had or unpacked.
-        FileExistsError: ``out`` exists.
+        FileExistsError: ``out`` exists, and is not to be overwritten or not such a folder.
         ValueError: the package has other folders, or the size is below 1.
     """
     if size < 1:
         raise ValueError(f"expected size >= 1, got {size}")
     out = out.resolve()
-    check_free(out, overwrite=overwrite)
     work = out.with_name(out.name + "-work") if work is None else work
+    check_free(out, overwrite=overwrite, made=_MADE, needed=[package, work])
     pngs = debian.unpack([PACKAGE], work=work, package=package) / _PNGS
     drawings, problems = _distinct_drawings(pngs, size, progress=progress)
-
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    counts = {}
-    for name in CLASSES:
-        paths = sorted(path for path in drawings if path.relative_to(pngs).parts[0] == name)
-        if len(paths) < 2:
-            raise ValueError(f"{pngs / name}: expected drawings of the package {PACKAGE}, found {len(paths)}")
-        random.Random(f"{seed} {name}").shuffle(paths)
-        n_val = max(1, round(VAL_SHARE * len(paths)))
-        for split, chosen in (("val", paths[:n_val]), ("train", paths[n_val:])):
-            folder = partial / split / name
-            folder.mkdir(parents=True)
-            for path in chosen:
-                drawings[path].save(folder / ("-".join(path.relative_to(pngs).parts[1:])))
-        counts[name] = len(paths)
+    paths = {name: sorted(p for p in drawings if p.relative_to(pngs).parts[0] == name) for name in CLASSES}
+    counts = {name: len(of_class) for name, of_class in paths.items()}
+    for name, count in counts.items():
+        if count < 2:
+            raise ValueError(f"{pngs / name}: expected drawings of the package {PACKAGE}, found {count}")
     about = {
         "name": "openclipart",
         "source": f"Debian package {PACKAGE}: public-domain drawings, labelled by folder",
@@ -94,10 +85,15 @@ def prepare_openclipart(
         "seed": seed,
         "images": counts,
     }
-    (partial / "dataset.json").write_text(json.dumps(about, indent=1) + "\n")
-    if out.exists():
-        shutil.rmtree(out)
-    partial.rename(out)
+    with new_folder(out, overwrite=overwrite, made=_MADE) as folder:
+        for name, of_class in paths.items():
+            random.Random(f"{seed} {name}").shuffle(of_class)
+            n_val = max(1, round(VAL_SHARE * len(of_class)))
+            for split, chosen in (("val", of_class[:n_val]), ("train", of_class[n_val:])):
+                (folder / split / name).mkdir(parents=True)
+                for path in chosen:
+                    drawings[path].save(folder / split / name / "-".join(path.relative_to(pngs).parts[1:]))
+        (folder / "dataset.json").write_text(json.dumps(about, indent=1) + "\n")
     if progress:
         left_out = ", ".join(f"{count} {reason}" for reason, count in problems.most_common())
         print(f"{out}: {sum(counts.values())} drawings in {len(counts)} classes; left out: {left_out or 'none'}")

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from recipes.common.command import raise_on_sigterm, run_command
+from recipes.common.files import check_apart
 from recipes.common.options import add_config_options, given_options
 from recipes.timit.config import PRESETS, Config, default_preset
 from recipes.timit.corpus import Corpus, load_corpus
@@ -34,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--out", type=Path, required=True, help="folder to write")
     prepare.add_argument("--minutes", type=float, help="amount of speech (default: the corpus's own)")
     prepare.add_argument("--seed", type=int, default=0)
-    prepare.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
+    prepare.add_argument("--overwrite", action="store_true", help="replace the folder if it is a stand-in")
     prepare.add_argument("--keep", action="store_true", help="do nothing if the folder holds a corpus already")
     prepare.add_argument("--quiet", action="store_true", help="no progress bars")
     packaged = prepare.add_argument_group("corpora from packages", "amazon-queen and asterisk")
@@ -117,6 +118,7 @@ def _prepare(args: argparse.Namespace) -> None:
     given = {name: value for name, value in options.items() if value is not None}
     if given and args.corpus == "synthetic":
         raise ValueError(f"--{' --'.join(given)}: only for corpora from packages, not for synthetic")
+    check_apart(args.out, (args.package, args.work))
     BUILDERS[args.corpus](
         args.out,
         seed=args.seed,

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from recipes.common.files import replace_folder
 from recipes.timit.corpus import LABELS, SHORTEST, SPLITS, CorpusError, Segment, segment_problem
 
 _FOLDERS = {"train": "TRAIN", "dev": "TEST", "test": "TEST"}
@@ -179,7 +180,7 @@ class CorpusWriter:
             about = {**self._about, "speakers": speakers, "utterances": self._utterances}
             text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
             (self._partial / "corpus.json").write_text(text, encoding="utf-8")
-            self._rename_into_place()
+            replace_folder(self._partial, self.root)
             self._closed = True
         except BaseException:
             self.discard()
@@ -203,18 +204,6 @@ class CorpusWriter:
             self.close()
         else:
             self.discard()
-
-    def _rename_into_place(self) -> None:
-        old = self._partial.with_suffix(".old")
-        if self.root.exists():
-            self.root.rename(old)
-        try:
-            self._partial.rename(self.root)
-        except OSError:
-            if old.exists():
-                old.rename(self.root)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_free(root: Path, overwrite: bool) -> None:

@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--out", type=Path, required=True, help="folder to write")
     prepare.add_argument("--symbols", type=int, help="of the byte-pair encoding (default: 10000; debian 6000)")
     prepare.add_argument("--separate", action="store_true", help="an encoding for each language, not a joint one")
-    prepare.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
+    prepare.add_argument("--overwrite", action="store_true", help="replace the folder if this command made it")
     prepare.add_argument("--quiet", action="store_true", help="no progress bars")
     iwslt = prepare.add_argument_group("iwslt")
     iwslt.add_argument("--source", type=Path, help="folder with train, valid and test as .de and .en")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from rich.progress import track
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
-from recipes.common.files import check_free, naming
+from recipes.common.files import check_free, naming, new_folder
 from recipes.timit.corpus import CorpusError
 from recipes.translation.model import EOS, PAD, UNK
 
@@ -30,6 +29,9 @@ SPLITS = ("train", "valid", "test")
 LANGUAGES = ("de", "en")
 _SPECIAL = ("<pad>", "</s>", "<unk>")
 _SUFFIX = "</w>"
+
+MADE = ("pairs", "bpe", "vocabularies")
+"""Names in every dataset.json that `write_data` writes: a folder with them may be overwritten."""
 
 _PREPARE_ANEW = "prepare the data anew"
 
@@ -184,14 +186,14 @@ def write_data(
         left_out: pairs that are in no split, by reason. Those of train without a token on either side, e.g. of
             control characters, are left out here, and counted as "empty".
         tokenized: the text already consists of Moses tokens; it is only lower-cased.
-        overwrite: replace the folder if it exists.
+        overwrite: replace a folder that this function wrote.
         progress: show progress bars.
 
     Returns:
         ``out``.
 
     Raises:
-        FileExistsError: ``out`` exists.
+        FileExistsError: ``out`` exists, and is not to be overwritten or not such a folder.
         CorpusError: splits without sentences or with unequal numbers of them; valid or test with a sentence that has
             no token.
         ValueError: ``symbols`` below 1.
@@ -199,7 +201,7 @@ def write_data(
     if symbols < 1:
         raise ValueError(f"expected --symbols >= 1, got {symbols}")
     out = out.resolve()
-    check_free(out, overwrite=overwrite)
+    check_free(out, overwrite=overwrite, made=MADE)
     for split in SPLITS:
         german, english = text[split]
         if len(german) != len(english) or not german:
@@ -215,14 +217,7 @@ def write_data(
         )
         files[f"{split}.{language}"] = detokenized(lines, language) if tokenized else lines
     empty = _without_empty(files)
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name, content in files.items():
-        (partial / name).write_text("".join(f"{line}\n" for line in content), encoding="utf-8")
     vocabularies = learn_vocabularies([files[f"train.tok.{name}"] for name in LANGUAGES], symbols, joint=joint)
-    for language, vocabulary in zip(LANGUAGES, vocabularies, strict=True):
-        vocabulary.save(partial / f"bpe.{language}.json")
     description = {
         **about,
         "left_out": {**(left_out or {}), "empty": (left_out or {}).get("empty", 0) + empty},
@@ -230,11 +225,14 @@ def write_data(
         "bpe": {"symbols": symbols, "joint": joint},
         "vocabularies": {name: len(v) for name, v in zip(LANGUAGES, vocabularies, strict=True)},
     }
-    (partial / "dataset.json").write_text(
-        json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-    shutil.rmtree(out, ignore_errors=True)
-    return partial.rename(out)
+    with new_folder(out, overwrite=overwrite, made=MADE) as folder:
+        for name, content in files.items():
+            (folder / name).write_text("".join(f"{line}\n" for line in content), encoding="utf-8")
+        for language, vocabulary in zip(LANGUAGES, vocabularies, strict=True):
+            vocabulary.save(folder / f"bpe.{language}.json")
+        described = json.dumps(description, indent=1, ensure_ascii=False)
+        (folder / "dataset.json").write_text(described + "\n", encoding="utf-8")
+    return out
 
 
 def _without_empty(files: dict[str, list[str]]) -> int:

@@ -18,7 +18,7 @@ from rich.progress import track
 from recipes.common.files import check_free
 from recipes.timit.corpus import CorpusError
 from recipes.timit.prepare.debian import unpack
-from recipes.translation.data import LANGUAGES, SPLITS, check_no_empty, read_lines, write_data
+from recipes.translation.data import LANGUAGES, MADE, SPLITS, check_no_empty, read_lines, write_data
 
 PACKAGES = ("libreoffice-help-de", "libreoffice-help-en-us", "trans-de-en", "libreoffice-l10n-de")
 """Unpacked from the archive; the package descriptions come with the package lists."""
@@ -59,14 +59,14 @@ def prepare_iwslt(
         symbols, joint: as `recipes.translation.data.write_data` takes them.
         tokenized: the files hold Moses tokens already, like those in ``iwslt14.tokenized.de-en/tmp`` that fairseq's
             prepare-iwslt14.sh leaves.
-        overwrite: replace the folder if it exists.
+        overwrite: replace a folder that this recipe made.
         progress: show progress bars.
 
     Raises:
         CorpusError: files that are missing or have unequal numbers of lines; empty lines in valid or test. Pairs of
             train with an empty side are left out and counted in ``dataset.json``.
     """
-    check_free(out, overwrite=overwrite)
+    check_free(out, overwrite=overwrite, made=MADE, needed=[source])
     text = {}
     for split in SPLITS:
         paths = [source / f"{split}.{language}" for language in LANGUAGES]
@@ -117,15 +117,15 @@ def prepare_debian(
         package: where the packages are, as `recipes.timit.prepare.debian.unpack` takes it.
         descriptions: folder with files ``*Translation-de`` and ``*Translation-en``; None downloads them.
         work: folder of the downloads; ``OUT-work`` by default.
-        overwrite: replace the folder if it exists.
+        overwrite: replace a folder that this recipe made.
         progress: show progress bars.
 
     Raises:
         CorpusError: something is not there and cannot be downloaded, or holds too little.
     """
     out = out.resolve()
-    check_free(out, overwrite=overwrite)
     work = work or out.with_name(out.name + "-work")
+    check_free(out, overwrite=overwrite, made=MADE, needed=[package, descriptions, work])
     tree = unpack(PACKAGES, work=work, package=package)
     lists = descriptions or download_descriptions(work)
     sources = {

@@ -1,13 +1,15 @@
 """What the recipes share: options of a configuration, files, and errors of commands."""
 
 import argparse
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 
 from recipes.common.command import run_command
-from recipes.common.files import replace_text, save_checkpoint
+from recipes.common.files import check_free, new_folder, replace_text, save_checkpoint
 from recipes.common.options import add_config_options, check_choices, check_row, choice, given_options
 
 
@@ -91,3 +93,40 @@ def test_a_full_disk_is_named(tmp_path) -> None:
         replace_text(tmp_path / "a.json", "text")
     with pytest.raises(RuntimeError, match=r"a\.pt cannot be written \(.*\): is the disk full\?"):
         save_checkpoint({"a": torch.zeros(100_000)}, tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("description", [None, "", "[]", '{"name": "mine"}'])
+def test_only_what_a_recipe_made_is_overwritten(tmp_path, description) -> None:
+    out = tmp_path / "out"
+    (out / "precious").mkdir(parents=True)
+    if description is not None:
+        (out / "dataset.json").write_text(description)
+    with pytest.raises(FileExistsError, match="out is not a folder that this recipe made"):
+        check_free(out, overwrite=True, made=("name", "size"))
+    (out / "dataset.json").write_text(json.dumps({"name": "ours", "size": 1, "more": 2}))
+    with pytest.raises(FileExistsError, match="out exists already"):
+        check_free(out, overwrite=False, made=("name", "size"))
+    with new_folder(out, overwrite=True, made=("name", "size")) as folder:
+        (folder / "new").touch()
+        assert (out / "precious").exists()
+    assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*")] == [out.relative_to(tmp_path), Path("out/new")]
+
+
+def test_a_folder_that_is_needed_is_never_in_the_one_that_is_written(tmp_path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    for needed in (tmp_path / "out", tmp_path / "out" / "a.deb", tmp_path / "link" / "deeper", tmp_path / "x/../out"):
+        with pytest.raises(ValueError, match=r"out would be written over .*, which is needed: give another --out"):
+            check_free(tmp_path / "out", overwrite=False, made=(), needed=[None, needed])
+    # An installed package is in the root of all folders.
+    check_free(tmp_path / "out", overwrite=False, made=(), needed=[Path("/"), tmp_path, tmp_path / "out-work"])
+
+
+def test_a_folder_that_fails_to_be_written_leaves_the_old_one(tmp_path) -> None:
+    with new_folder(tmp_path / "out", overwrite=False, made=()) as folder:
+        (folder / "old").touch()
+    with pytest.raises(RuntimeError, match="no more"), new_folder(tmp_path / "out", overwrite=True, made=()) as folder:
+        (folder / "new").touch()
+        raise RuntimeError("no more")
+    with pytest.raises(FileExistsError), new_folder(tmp_path / "out", overwrite=False, made=()):
+        pass
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "out", tmp_path / "out" / "old"]

@@ -167,6 +167,23 @@ def test_stand_in_says_what_is_missing(wheels, tmp_path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_wheels_and_folders_of_others_are_not_overwritten(wheels, root, tmp_path) -> None:
+    options = {"per_class": 50, "wheels": wheels, "overwrite": True, "progress": False}
+    for out in (wheels, tmp_path):
+        with pytest.raises(ValueError, match=r"would be written over .*wheels, which is needed"):
+            prepare_photos(out, **options)
+    with pytest.raises(ValueError, match="would be written over"):
+        prepare_photos(tmp_path / "out", work=tmp_path / "out" / "work")
+    # Somebody's own data in the same layout.
+    shutil.copytree(root, tmp_path / "mine")
+    with pytest.raises(FileExistsError, match="mine is not a folder that this recipe made"):
+        prepare_photos(tmp_path / "mine", **options)
+    assert load_data(tmp_path / "mine").name == "made-up" and len(list(wheels.iterdir())) == 2
+    for texture in (False, True):
+        prepare_photos(tmp_path / "out", texture=texture, **options)
+    assert load_data(tmp_path / "out").name == "photo-textures"
+
+
 def test_textures_have_neither_colour_nor_brightness(wheels, tmp_path) -> None:
     rng = np.random.default_rng(1)
     found = textures(rng.integers(0, 120, (5, 3, SIDE, SIDE), dtype=np.uint8)).astype(float)

@@ -175,6 +175,19 @@ def test_prepare_says_what_is_missing(tmp_path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"empty", "file"}
 
 
+def test_the_package_and_folders_of_others_are_not_overwritten(package, root, tmp_path) -> None:
+    options = {"size": 8, "package": package, "overwrite": True, "progress": False}
+    for out in (package, tmp_path):
+        with pytest.raises(ValueError, match=r"would be written over .*package, which is needed"):
+            prepare_openclipart(out, **options)
+    with pytest.raises(ValueError, match="would be written over"):
+        prepare_openclipart(tmp_path / "out", work=tmp_path / "out" / "work")
+    (root / "dataset.json").write_text(json.dumps({"name": "openclipart"}))
+    with pytest.raises(FileExistsError, match="things is not a folder that this recipe made"):
+        prepare_openclipart(root, **options)
+    assert len(load_images(root).train) == 10 and (package / "usr").is_dir()
+
+
 def test_drawings_stand_on_white_in_the_middle() -> None:
     half = Image.new("RGBA", (8, 4), (255, 0, 0, 255))
     pixels = np.asarray(square_on_white(half, 8))

@@ -203,6 +203,13 @@ def test_mistakes_end_in_one_line_that_names_them(corpus, tmp_path, capsys, comm
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+def test_a_package_in_the_folder_to_be_overwritten_is_an_error(tmp_path, capsys) -> None:
+    for option in ("--package", "--work"):
+        command = ["prepare", "asterisk", "--out", str(tmp_path), "--overwrite", option, str(tmp_path / "files")]
+        assert main(command) == 2
+        assert f"{tmp_path} would be written over {tmp_path / 'files'}" in capsys.readouterr().err
+
+
 def test_a_full_disk_ends_in_one_line(corpus, tmp_path, capsys, monkeypatch) -> None:
     def full(*_, **__) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

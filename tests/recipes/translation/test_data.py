@@ -34,6 +34,7 @@ from recipes.translation.prepare import (
     description_pairs,
     dictionary_pairs,
     help_pairs,
+    prepare_debian,
     prepare_iwslt,
     problem_of,
     split_by_document,
@@ -225,6 +226,25 @@ def test_where_a_folder_cannot_be_written(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert load_data(write_data(Path(), numbers(), {"name": "x"}, symbols=60, **options)).name == "x"
+
+
+def test_the_text_itself_and_folders_of_others_are_not_overwritten(tmp_path: Path) -> None:
+    source = write_iwslt(tmp_path / "plain")
+    options = {"symbols": 60, "overwrite": True, "progress": False}
+    for out in (source, tmp_path):
+        with pytest.raises(ValueError, match=r"would be written over .*plain, which is needed"):
+            prepare_iwslt(out, source, **options)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "mine.jpg").touch()
+    with pytest.raises(FileExistsError, match="photos is not a folder that this recipe made"):
+        prepare_iwslt(tmp_path / "photos", source, **options)
+    with pytest.raises(ValueError, match="would be written over"):
+        prepare_debian(tmp_path / "out", package=tmp_path / "out", **options)
+    with pytest.raises(ValueError, match="would be written over"):
+        prepare_debian(tmp_path / "out", work=tmp_path / "out" / "work", **options)
+    assert (source / "train.de").exists() and (tmp_path / "photos" / "mine.jpg").exists()
+    assert load_data(prepare_iwslt(source / "prepared", source, **options)).name == "IWSLT'14"
+    assert load_data(prepare_iwslt(source / "prepared", source, **options)).name == "IWSLT'14"
 
 
 def test_iwslt_in_tokens_gets_plain_text_too(tmp_path: Path) -> None:
