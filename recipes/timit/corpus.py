@@ -12,6 +12,7 @@ speaker, never from the rest of the path; names are compared without regard to c
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections import Counter, defaultdict
@@ -67,6 +68,7 @@ class Utterance:
         phn: the file the segments were read from.
         n_samples: length of the audio.
         segments: the phones, in order, without overlap, inside the audio.
+        digest: of the samples as :func:`to_int16` gives them.
     """
 
     key: str
@@ -76,6 +78,7 @@ class Utterance:
     phn: Path
     n_samples: int
     segments: tuple[Segment, ...]
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -312,6 +315,11 @@ def read_audio(path: str | os.PathLike[str], *, sample_rate: int = 16000) -> np.
     if peak > LARGEST_SAMPLE:
         raise CorpusError(f"{path}: float samples reach {peak:g}, expected [-1, 1]; scale them (16 bit: by 1/32768)")
     return samples
+
+
+def to_int16(samples: np.ndarray) -> np.ndarray:
+    """What is kept of float samples: 16 bits, of which those of a 16-bit file come back exactly."""
+    return np.round(samples * 32768.0).clip(-32768, 32767).astype(np.int16)
 
 
 def read_phn(path: str | os.PathLike[str], *, n_samples: int) -> tuple[Segment, ...]:
@@ -605,7 +613,8 @@ def _load_utterance(files: _Files, sample_rate: int) -> Utterance:
             raise CorpusError(f"{phn} and {other}: two label files for one utterance that differ; remove the wrong one")
     if not transcript_39(segments):
         raise CorpusError(f"{phn}: no phone but q, which is neither learned nor scored; mend the file")
-    return Utterance(files.key, files.speaker, files.sentence, wav, phn, len(samples), segments)
+    digest = hashlib.sha256(to_int16(samples).data).hexdigest()[:16]
+    return Utterance(files.key, files.speaker, files.sentence, wav, phn, len(samples), segments, digest)
 
 
 def _preference(path: Path) -> tuple[bool, int, str]:

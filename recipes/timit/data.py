@@ -11,7 +11,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from recipes.timit.corpus import Corpus, Utterance, read_audio
+from recipes.timit.corpus import Corpus, Utterance, read_audio, to_int16
 from recipes.timit.phones import IGNORE, frame_states, transcript_48
 
 
@@ -64,7 +64,7 @@ class SpeechDataset(Dataset):
         self.labels: list[np.ndarray] = []
         for utterance in track(self.utterances, description=title, disable=not progress, transient=True):
             audio = read_audio(utterance.wav, sample_rate=sample_rate)
-            self.waveforms.append(np.round(audio * 32768.0).clip(-32768, 32767).astype(np.int16))
+            self.waveforms.append(to_int16(audio))
             n_frames = len(audio) // hop_length + 1
             self.labels.append(frame_states(utterance.segments, n_frames, hop_length, inventory))
 

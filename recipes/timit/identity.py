@@ -14,7 +14,7 @@ FILE = "data.json"
 
 
 def identity(corpus: Corpus) -> dict[str, str]:
-    """What a run depends on, in words that a message can show; a digest a split of all keys, lengths and labels."""
+    """What a run depends on, in words that a message can show; two digests a split: of labels, and of audio."""
     about = {
         "name": corpus.name,
         "labels": corpus.labels,
@@ -22,11 +22,13 @@ def identity(corpus: Corpus) -> dict[str, str]:
         "phones": " ".join(phone_inventory(corpus)),
     }
     for split in SPLITS:
-        digest = hashlib.sha256()
+        digest, audio = hashlib.sha256(), hashlib.sha256()
         for utterance in corpus.split(split):
             segments = [(s.begin, s.end, s.phone) for s in utterance.segments]
             digest.update(json.dumps([utterance.key, utterance.n_samples, segments]).encode())
+            audio.update(utterance.digest.encode())
         about[split] = f"{len(corpus.split(split))} utterances, digest {digest.hexdigest()[:16]}"
+        about[f"{split} audio"] = f"digest {audio.hexdigest()[:16]}"
     return about
 
 
@@ -38,7 +40,8 @@ def write_identity(corpus: Corpus, run_dir: Path) -> None:
 def check_identity(corpus: Corpus, run_dir: Path) -> None:
     """Check that a run was trained on this corpus.
 
-    Of a run by an earlier version, which has no data.json, result.json alone tells: the corpus's name and labels.
+    What data.json lacks, as those of earlier versions lack the audio, is not compared. Of a run by a still earlier
+    version, which has no data.json, result.json alone tells: the corpus's name and labels.
 
     Raises:
         ValueError: it was trained on another one; the message says what differs.

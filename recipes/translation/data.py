@@ -304,6 +304,17 @@ class Data:
         sizes = ", ".join(f"{len(pairs):,} in {split}" for split, pairs in self.splits.items())
         return f"{self.title}: pairs: {sizes}; subwords: {len(self.source):,} German, {len(self.target):,} English"
 
+    def fingerprint(self) -> str:
+        """Of the sentences of all splits: other data may have the same name, sizes and subwords."""
+        digest = hashlib.sha256()
+        for pairs in self.splits.values():
+            # Each sentence has its own end.
+            for side in (pairs.source, pairs.target):
+                digest.update(np.concatenate(side).tobytes())
+            for lines in (pairs.tokens, pairs.text):
+                digest.update("\n".join(lines).encode())
+        return digest.hexdigest()[:16]
+
 
 def load_data(root: Path) -> Data:
     """Read a prepared folder.

@@ -35,6 +35,11 @@ from recipes.translation.config import Config
 from recipes.translation.data import Data, Pairs, batches, endless_batches, padded
 from recipes.translation.model import EOS, PAD, Translator
 
+_DIGESTS = {
+    "subwords": "with other subwords of the same number",
+    "content": "on other sentences of the same number",
+}
+
 
 def smoothed_loss(logits: Tensor, target: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     """Cross-entropy with label smoothing and without, both summed over the subwords that are no padding.
@@ -323,12 +328,16 @@ def prepare_run_dir(config: Config, data: Data, run_dir: Path) -> None:
 
 
 def check_data(data: Data, run_dir: Path) -> None:
-    """Raise ValueError where a run was trained on other data, or with other subwords."""
-    runs.check_data(_about(data), run_dir, {"subwords": "with other subwords of the same number"})
+    """Raise ValueError where a run was trained on other data, or with other subwords, as far as data.json tells."""
+    runs.check_data(_about(data), run_dir, _DIGESTS)
 
 
 def _about(data: Data) -> dict[str, Any]:
-    return {"summary": data.summary(), "subwords": [data.source.fingerprint(), data.target.fingerprint()]}
+    return {
+        "summary": data.summary(),
+        "subwords": [data.source.fingerprint(), data.target.fingerprint()],
+        "content": data.fingerprint(),
+    }
 
 
 def load_history(run_dir: Path) -> list[dict[str, float]]:

@@ -4,9 +4,11 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 
 pytest.importorskip("lightning")
@@ -17,7 +19,7 @@ from recipes.timit.compare import Plan, compare
 from recipes.timit.config import Config
 from recipes.timit.corpus import Corpus, load_corpus
 from recipes.timit.evaluation import RunResult, evaluate
-from recipes.timit.identity import check_identity
+from recipes.timit.identity import check_identity, write_identity
 from recipes.timit.runs import is_finished, load_run
 from recipes.timit.training import Speech, WholeFiles, prepare_run_dir, train
 from tests.recipes.timit.test_training import SMALL, Crash
@@ -68,6 +70,22 @@ def test_a_run_belongs_to_its_corpus(corpus, tmp_path) -> None:
     plan = Plan(data=other.root, out=tmp_path, base=TINY, frontends=["mfsc"], seeds=[0], console=Console(quiet=True))
     with pytest.raises(ValueError, match="mfsc-seed0 was trained on another corpus"):
         compare(plan, other)
+
+
+def test_other_audio_under_the_same_labels_is_another_corpus(corpus, tmp_path) -> None:
+    copy = Path(shutil.copytree(corpus.root, tmp_path / "copy"))
+    write_identity(corpus, tmp_path)
+    check_identity(load_corpus(copy), tmp_path)
+    path = next(copy.glob("TEST/*/*/*.WAV"))
+    samples, rate = soundfile.read(path, dtype="int16")
+    soundfile.write(path, samples // 2, rate, format="NIST", subtype="PCM_16")
+    changed = load_corpus(copy)
+    with pytest.raises(ValueError, match=r"another corpus \((dev|test) audio 'digest \w{16}', not 'digest \w{16}'\)"):
+        check_identity(changed, tmp_path)
+    # As earlier versions wrote it.
+    about = json.loads((tmp_path / "data.json").read_text())
+    (tmp_path / "data.json").write_text(json.dumps({k: v for k, v in about.items() if not k.endswith(" audio")}))
+    check_identity(changed, tmp_path)
 
 
 def test_of_an_older_run_the_name_of_its_corpus_is_checked(corpus, tmp_path) -> None:

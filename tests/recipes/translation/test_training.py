@@ -221,6 +221,15 @@ def test_other_data_and_other_subwords_are_refused(data, tiny, tmp_path) -> None
     shuffled = Vocabulary(data.target.tokenizer, data.target.kept[::-1])
     with pytest.raises(ValueError, match="was trained with other subwords of the same number"):
         prepare_run_dir(tiny(), replace(data, target=shuffled), tmp_path)
+    test = data.splits["test"]
+    for changed in (replace(test, source=test.source[::-1]), replace(test, text=[*test.text[:-1], "Something else."])):
+        with pytest.raises(ValueError, match="was trained on other sentences of the same number"):
+            prepare_run_dir(tiny(), replace(data, splits={**data.splits, "test": changed}), tmp_path)
+    # As earlier versions wrote it.
+    about = json.loads((tmp_path / "data.json").read_text())
+    del about["content"]
+    (tmp_path / "data.json").write_text(json.dumps(about))
+    check_data(replace(data, splits={**data.splits, "test": changed}), tmp_path)
     (tmp_path / "data.json").unlink()
     with pytest.raises(ValueError, match=r"data\.json is missing"):
         prepare_run_dir(tiny(), data, tmp_path)
