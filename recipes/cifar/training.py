@@ -6,7 +6,6 @@ import json
 import math
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -286,17 +285,11 @@ def recovered_order(config: Config, run_dir: Path) -> Tensor | None:
 
 
 def _prepare_run_dir(config: Config, data: CifarData, run_dir: Path) -> None:
-    path = run_dir / "config.json"
+    path = run_dir / runs.CONFIG
     about = _about(data)
-    if path.exists() and has_checkpoint(run_dir):
+    if has_checkpoint(run_dir):
         check_data(data, run_dir)
-        old = Config.load(path)
-        other = [name for name, value in asdict(old).items() if value != getattr(config, name)]
-        if other:
-            raise ValueError(
-                f"{path} belongs to a run with another configuration ({', '.join(other)}): give another folder, or "
-                "remove this one"
-            )
+        runs.check_config(config, Config.load, run_dir)
     elif path.exists() and (Config.load(path) != config or load_json(run_dir / "data.json", BROKEN_RUN) != about):
         # Before the first checkpoint, e.g. where an option was refused, any other run may have the folder, but not
         # the order that was recovered for this one.

@@ -2,14 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from recipes.common.files import BROKEN_RUN, load_json, naming
 
+CONFIG = "config.json"
+"""The file with a run's configuration."""
+
 DATA = "data.json"
 """The file that says what a run learned from."""
+
+Config = TypeVar("Config")
+
+
+def check_config(
+    mine: Config, load: Callable[[Path], Config], run_dir: Path, *, changeable: Iterable[str] = ()
+) -> Config:
+    """Check that a run that has a checkpoint, or a result, has the configuration given.
+
+    Args:
+        mine: the configuration, a dataclass.
+        load: reads one from a file.
+        run_dir: folder of the run.
+        changeable: fields that may differ.
+
+    Returns:
+        the configuration in the folder.
+
+    Raises:
+        ValueError: another one, or config.json is missing or broken.
+    """
+    path = run_dir / CONFIG
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is missing, and nothing else says how the run in this folder was trained: put it back, or "
+            f"remove the folder {run_dir}"
+        )
+    theirs = load(path)
+    differences = [
+        f"{name} {value!r}, not {vars(mine)[name]!r}"
+        for name, value in vars(theirs).items()
+        if name not in changeable and value != vars(mine)[name]
+    ]
+    if differences:
+        raise ValueError(
+            f"{path} belongs to a run with another configuration ({'; '.join(differences)}): give another folder, or "
+            f"remove the folder {run_dir}"
+        )
+    return theirs
 
 
 def check_data(mine: Mapping[str, Any], run_dir: Path, digests: Mapping[str, str]) -> None:

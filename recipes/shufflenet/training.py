@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -359,20 +358,13 @@ def train(
 
 
 def _prepare_run_dir(config: Config, data: ImageData, run_dir: Path) -> None:
-    path = run_dir / "config.json"
     # Before the first checkpoint, e.g. where an option was refused, any other run may have the folder.
-    if path.exists() and has_checkpoint(run_dir):
+    if has_checkpoint(run_dir):
         check_data(data, run_dir)
-        old = Config.load(path)
-        other = [name for name, value in asdict(old).items() if value != getattr(config, name)]
-        if other:
-            raise ValueError(
-                f"{path} belongs to a run with another configuration ({', '.join(other)}): give another folder, or "
-                "remove this one"
-            )
+        runs.check_config(config, Config.load, run_dir)
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     replace_text(run_dir / runs.DATA, json.dumps(_about(data)) + "\n")
-    config.save(path)
+    config.save(run_dir / runs.CONFIG)
 
 
 def check_data(data: ImageData, run_dir: Path) -> None:

@@ -94,7 +94,7 @@ def _config_options(parser: argparse.ArgumentParser, leave_out: tuple[str, ...])
 
 def _config(args: argparse.Namespace, corpus: Corpus) -> Config:
     start: dict[str, Any] = PRESETS[args.preset or default_preset(corpus.name)]
-    config = Config.load(args.config) if getattr(args, "config", None) else Config(**start)
+    config = Config.load(args.config, "mend it") if getattr(args, "config", None) else Config(**start)
     return replace(config, **given_options(args))
 
 

@@ -116,8 +116,16 @@ class Config:
         replace_text(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> Config:
-        """Read what `save` wrote; a ValueError names a file with anything else, such as an unknown name."""
+    def load(cls, path: Path, remedy: str | None = None) -> Config:
+        """Read what `save` wrote.
+
+        Args:
+            path: of the file.
+            remedy: what to do where it holds anything else; default: what to do about a run's.
+
+        Raises:
+            ValueError: anything else, such as an unknown name.
+        """
         try:
             values = json.loads(path.read_text())
             if not isinstance(values, dict):
@@ -127,7 +135,8 @@ class Config:
                 raise ValueError(f"unknown: {', '.join(unknown)}")
             return cls(**values)
         except ValueError as error:
-            raise ValueError(f"{path} is not the configuration of a run ({error}): mend or remove it") from error
+            remedy = remedy or f"mend it, or remove the folder {path.parent}"
+            raise ValueError(f"{path} is not the configuration of a run ({error}): {remedy}") from error
 
 
 PRESETS: dict[str, dict[str, Any]] = {

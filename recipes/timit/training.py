@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import logging
@@ -24,6 +23,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from kaleido_audio.nn import param_groups
+from recipes.common import runs
 from recipes.common.files import replace_text
 from recipes.timit.config import Config
 from recipes.timit.corpus import Corpus, Utterance
@@ -584,19 +584,12 @@ def prepare_run_dir(config: Config, corpus: Corpus, run_dir: Path) -> None:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         # The first process did it before it started the others.
         return
-    path = run_dir / "config.json"
     if any((run_dir / name).exists() for name in ("checkpoints/last.ckpt", "result.json")):
-        theirs, mine = dataclasses.asdict(Config.load(path)), dataclasses.asdict(config)
-        differences = [f"{name} {theirs[name]!r}, not {mine[name]!r}" for name in mine if theirs[name] != mine[name]]
-        if differences:
-            raise ValueError(
-                f"{path} belongs to a run with another configuration ({'; '.join(differences)}): give another folder, "
-                "or remove this one"
-            )
+        runs.check_config(config, Config.load, run_dir)
         check_identity(corpus, run_dir)
         return
     run_dir.mkdir(parents=True, exist_ok=True)
-    config.save(path)
+    config.save(run_dir / runs.CONFIG)
     write_identity(corpus, run_dir)
 
 

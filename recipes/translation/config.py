@@ -135,7 +135,7 @@ class Config:
     @classmethod
     def load(cls, path: Path) -> Config:
         """Read what `save` wrote; unknown names are an error."""
-        with naming(path, "give another folder, or remove this one"):
+        with naming(path, f"give another folder, or remove the folder {path.parent}"):
             return cls(**json.loads(path.read_text(encoding="utf-8")))
 
 

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -302,18 +301,11 @@ def prepare_run_dir(config: Config, data: Data, run_dir: Path) -> None:
     Raises:
         ValueError: it holds a run with another configuration or other data, or one that cannot be made longer.
     """
-    path = run_dir / "config.json"
-    if path.exists() and has_checkpoint(run_dir):
+    path = run_dir / runs.CONFIG
+    if has_checkpoint(run_dir):
         check_data(data, run_dir)
-        old = Config.load(path)
         # The search has no part in the training.
-        longer = replace(old, updates=config.updates, beam=config.beam, length_penalty=config.length_penalty)
-        if longer != config:
-            other = [name for name, value in asdict(longer).items() if value != getattr(config, name)]
-            raise ValueError(
-                f"{path} belongs to a run with another configuration ({', '.join(other)}): give another folder, or "
-                "remove this one"
-            )
+        old = runs.check_config(config, Config.load, run_dir, changeable=("updates", "beam", "length_penalty"))
         if config.updates < old.updates:
             raise ValueError(f"{path} belongs to a run of {old.updates} updates: expected as many or more of them, "
                              f"got {config.updates}")  # fmt: skip

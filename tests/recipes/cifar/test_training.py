@@ -89,7 +89,7 @@ def test_an_interrupted_training_ends_as_one_that_was_not(data, tmp_path, row) -
     whole, parts = (state_of(config, tmp_path / name) for name in ("whole", "parts"))
     assert all(whole[name].equal(parts[name]) for name in whole)
     other = dataclasses.replace(config, seed=1)
-    with pytest.raises(ValueError, match=r"another configuration \(seed\): give another folder"):
+    with pytest.raises(ValueError, match=r"another configuration \(seed 0, not 1\): give another folder"):
         train(other, data, tmp_path / "whole", accelerator="cpu", progress=False)
     smaller = dataclasses.replace(data, train=data.valid)
     with pytest.raises(ValueError, match="was trained on other data"):
@@ -122,6 +122,15 @@ def test_a_refused_option_does_not_block_its_folder(data, tmp_path) -> None:
     config = dataclasses.replace(wrong, permutation_seed=0)
     train(config, data, tmp_path, accelerator="cpu", progress=False)
     assert evaluate(config, data, tmp_path, accelerator="cpu").neighbours == 1.0, "not the order of the other"
+
+
+def test_a_run_without_its_configuration_is_not_continued(data, tmp_path) -> None:
+    config = dataclasses.replace(TINY, net="fc")
+    train(config, data, tmp_path, accelerator="cpu", progress=False, stop_at=1)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=rf"config\.json is missing, .* remove the folder {tmp_path}$"):
+        train(dataclasses.replace(config, seed=1), data, tmp_path, accelerator="cpu", progress=False)
+    assert not (tmp_path / "config.json").exists()
 
 
 def test_what_a_kill_leaves_is_put_right(data, tmp_path) -> None:

@@ -143,7 +143,7 @@ def test_an_interrupted_training_ends_as_one_that_was_not(data, tmp_path, mixing
     for line in (line for lines_of_one in lines for line in lines_of_one):
         del line["seconds"]
     assert lines[0] == lines[1] and len(lines[0]) == 2
-    with pytest.raises(ValueError, match=r"another configuration \(seed\): give another folder"):
+    with pytest.raises(ValueError, match=r"another configuration \(seed 0, not 1\): give another folder"):
         train(dataclasses.replace(config, seed=1), data, tmp_path / "whole", accelerator="cpu", progress=False)
     other = dataclasses.replace(data, name="others")
     with pytest.raises(ValueError, match="was trained on other data"):
@@ -211,6 +211,15 @@ def test_weights_within_an_epoch_are_called_so(data, tmp_path) -> None:
     assert evaluate(config, data, tmp_path, accelerator="cpu").epochs == 1.5
     train(config, data, tmp_path, accelerator="cpu", progress=False, stop_at=8)
     assert evaluate(config, data, tmp_path, accelerator="cpu").epochs == 2
+
+
+def test_a_run_without_its_configuration_is_not_continued(data, tmp_path) -> None:
+    config = TINY
+    train(config, data, tmp_path, accelerator="cpu", progress=False, stop_at=1, save_every=1)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=rf"config\.json is missing, .* remove the folder {tmp_path}$"):
+        train(dataclasses.replace(config, seed=1), data, tmp_path, accelerator="cpu", progress=False)
+    assert not (tmp_path / "config.json").exists()
 
 
 def test_what_a_kill_leaves_is_put_right(data, tmp_path) -> None:

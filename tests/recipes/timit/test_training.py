@@ -287,8 +287,11 @@ def test_config_round_trip_and_errors(tmp_path) -> None:
             Config(**wrong)
     for content in ("", "[]", '"mfsc"', '{"hiden": 3}', '{"layers": 0}'):
         (tmp_path / "config.json").write_text(content)
-        with pytest.raises(ValueError, match=r"config\.json is not the configuration of a run \(.*\): mend or remove"):
+        with pytest.raises(
+            ValueError, match=r"config\.json is not the configuration of a run \(.*\): mend it"
+        ) as error:
             Config.load(tmp_path / "config.json")
+        assert str(error.value).endswith(f": mend it, or remove the folder {tmp_path}")
 
 
 def test_another_configuration_in_the_same_folder_is_an_error(corpus, tmp_path) -> None:
@@ -297,6 +300,9 @@ def test_another_configuration_in_the_same_folder_is_an_error(corpus, tmp_path) 
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     other = dataclasses.replace(SMALL, hidden=17)
     with pytest.raises(ValueError, match=r"config\.json belongs to a run with another .* \(hidden 16, not 17\)"):
+        train(other, Speech(corpus, other), tmp_path, progress=False)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=rf"config\.json is missing, .* remove the folder {tmp_path}$"):
         train(other, Speech(corpus, other), tmp_path, progress=False)
     with pytest.raises(ValueError, match=r"best\.ckpt is missing: train first"):
         load_best(SMALL, Speech(corpus, SMALL), tmp_path)

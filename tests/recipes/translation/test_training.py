@@ -206,9 +206,14 @@ def test_another_configuration_is_refused_by_name(data, tiny, tmp_path) -> None:
     (tmp_path / "checkpoints" / "last.pt").touch()
     prepare_run_dir(tiny(), data, tmp_path)
     with pytest.raises(
-        ValueError, match=r"another configuration \(lr, dropout\)|another configuration \(dropout, lr\)"
+        ValueError,
+        match=rf"another configuration \(dropout 0\.1, not 0\.2; lr 0\.005, not 0\.001\): .* folder {tmp_path}$",
     ):
         prepare_run_dir(tiny(lr=1e-3, dropout=0.2), data, tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=rf"config\.json is missing, .* remove the folder {tmp_path}$"):
+        prepare_run_dir(tiny(lr=1e-3, dropout=0.2), data, tmp_path)
+    assert not (tmp_path / "config.json").exists()
 
 
 def test_other_data_and_other_subwords_are_refused(data, tiny, tmp_path) -> None:
