@@ -77,3 +77,23 @@ def check_data(mine: Mapping[str, Any], run_dir: Path, digests: Mapping[str, str
     for name, other in digests.items():
         if theirs[name] not in (None, mine[name]):
             raise ValueError(f"{run_dir} was trained {other}: give the folder that it was trained on")
+
+
+def load_history(path: Path, names: Iterable[str], remedy: str) -> list[dict[str, float]]:
+    """Read the curves of a run: a record for every epoch or checkpoint.
+
+    Args:
+        path: of the file.
+        names: that every record has.
+        remedy: what to do about a file that cannot be used.
+
+    Raises:
+        ValueError: the file is missing or broken, or holds anything else, or nothing.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: {remedy}")
+    history = load_json(path, remedy)
+    names = set(names)
+    if not (isinstance(history, list) and history and all(isinstance(r, dict) and names <= r.keys() for r in history)):
+        raise ValueError(f"{path} holds no records of {', '.join(sorted(names))}: {remedy}")
+    return history

@@ -39,8 +39,8 @@ def write_report(out: Path, run_dirs: Sequence[Path], corpus: Corpus, *, console
 
     Args:
         out: folder that receives the files; made if need be.
-        run_dirs: folders of runs on ``corpus``, each with config.json, history.json, result.json and
-            checkpoints/best.ckpt.
+        run_dirs: folders of runs on ``corpus``, each with config.json, result.json, checkpoints/best.ckpt, and
+            checkpoints/last.ckpt or history.json.
         corpus: what the runs were trained on.
         console: where the table is printed.
 

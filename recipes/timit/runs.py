@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.common.files import load_json, naming
+from recipes.common.files import naming
 from recipes.timit.config import Config
 from recipes.timit.corpus import Corpus
 from recipes.timit.evaluation import RunResult
 from recipes.timit.frontends import FRONTENDS, spec_of
 from recipes.timit.identity import check_identity
+from recipes.timit.training import curves
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def load_run(folder: Path) -> Run:
     Raises:
         ValueError: a file is missing, or is not what this version writes; the message names it.
     """
-    for name in ("config.json", "history.json", "result.json", "checkpoints/best.ckpt"):
+    for name in ("config.json", "result.json", "checkpoints/best.ckpt"):
         if not (folder / name).exists():
             raise ValueError(f"{folder / name} is missing: the run is not finished; train and evaluate it first")
     run = _load(folder)
@@ -62,10 +63,9 @@ def is_finished(folder: Path) -> bool:
 def _load(folder: Path) -> Run:
     remedy = "evaluate the run again, or train it again"
     config = Config.load(folder / "config.json")
-    history: list[dict[str, float]] = load_json(folder / "history.json", remedy)
     with naming(folder / "result.json", remedy):
         result = RunResult.load(folder / "result.json")
-    return Run(folder, config, history, result)
+    return Run(folder, config, curves(folder), result)
 
 
 def group_runs(runs: Sequence[Run], corpus: Corpus) -> dict[str, list[Run]]:

@@ -35,6 +35,9 @@ from recipes.timit.model import Recognizer, feature_means, frame_mask
 from recipes.timit.phones import IGNORE, STATES_PER_PHONE, fold_to_39, transcript_39
 from recipes.timit.scoring import score
 
+_RECORDED = ("epoch", "train_frame_error", "dev_frame_error", "dev_per", "seconds")
+"""What the evaluation and the report need to know of an epoch."""
+
 
 class Speech(L.LightningDataModule):
     """The three splits of a corpus, each read when first needed.
@@ -354,10 +357,14 @@ class HistoryFile(Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write those of the checkpoint: a kill, or a hand, may have left others, and a finished run has no epochs."""
+        self.on_train_epoch_end(trainer, pl_module)
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write all epochs so far."""
         assert isinstance(pl_module, PhoneRecognition)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and pl_module.history:
             replace_text(self.path, json.dumps(pl_module.history, indent=1))
 
 
@@ -634,14 +641,18 @@ def load_best(config: Config, data: Speech, run_dir: Path) -> PhoneRecognition:
 
 
 def curves(run_dir: Path) -> list[dict[str, float]]:
-    """The record of every epoch that a run has done, whichever was the best."""
+    """The record of every epoch that a run has done, whichever was the best.
+
+    Raises:
+        ValueError: neither the last checkpoint nor history.json gives them.
+    """
     last = run_dir / "checkpoints" / "last.ckpt"
     if last.exists():
         history: list[dict[str, float]] = read_checkpoint(last)["history"]
         return history
     # It may have been removed to save room. Only then is this file asked: a kill can leave it an epoch ahead.
-    history = json.loads((run_dir / "history.json").read_text())
-    return history
+    remedy = "the run is not finished, or no longer whole; train and evaluate it again"
+    return runs.load_history(run_dir / "history.json", _RECORDED, remedy)
 
 
 def _hush_lightning() -> None:

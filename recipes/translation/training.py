@@ -23,7 +23,6 @@ from recipes.common.files import (
     BROKEN_CHECKPOINT,
     has_checkpoint,
     load_checkpoint,
-    load_json,
     naming,
     replace_text,
     save_checkpoint,
@@ -33,6 +32,9 @@ from recipes.common.processes import Processes
 from recipes.translation.config import Config
 from recipes.translation.data import Data, Pairs, batches, endless_batches, padded
 from recipes.translation.model import EOS, PAD, Translator
+
+_RECORDED = ("update", "valid_loss", "seconds")
+"""What the evaluation and the figure need to know of a checkpoint."""
 
 _DIGESTS = {
     "subwords": "with other subwords of the same number",
@@ -336,14 +338,10 @@ def load_history(run_dir: Path) -> list[dict[str, float]]:
     """A line for every checkpoint.
 
     Raises:
-        ValueError: history.json is broken or holds none.
+        ValueError: history.json is missing or broken, or holds none.
     """
-    path = run_dir / "history.json"
     remedy = "train the run again, which writes it from the checkpoint"
-    history = load_json(path, remedy)
-    if not (isinstance(history, list) and history and all("valid_loss" in line for line in history)):
-        raise ValueError(f"{path} holds no checkpoint's losses: {remedy}")
-    return history
+    return runs.load_history(run_dir / "history.json", _RECORDED, remedy)
 
 
 def weight_files(run_dir: Path) -> list[Path]:

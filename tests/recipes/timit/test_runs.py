@@ -57,6 +57,28 @@ def test_an_unfinished_run_is_evaluated_but_not_taken_for_a_finished_one(corpus,
     assert evaluate(TINY, data, tmp_path).epochs == len(json.loads((tmp_path / "history.json").read_text())) == 3
 
 
+@pytest.mark.parametrize("content", [None, "", "[]", "null", "[1]", '[{"epoch": 1}]'])
+def test_the_curves_are_those_of_the_last_checkpoint_whatever_their_file_holds(corpus, tmp_path, content) -> None:
+    config, path = dataclasses.replace(TINY, epochs=1), tmp_path / "history.json"
+    data = Speech(corpus, config)
+    train(config, data, tmp_path, progress=False)
+    evaluate(config, data, tmp_path)
+    whole = path.read_text()
+
+    def spoil() -> None:
+        path.unlink() if content is None else path.write_text(content)
+
+    spoil()
+    assert is_finished(tmp_path) and load_run(tmp_path).history == json.loads(whole)
+    train(config, data, tmp_path, progress=False)
+    assert path.read_text() == whole, "a finished run that is trained again mends it"
+    spoil()
+    (tmp_path / "checkpoints" / "last.ckpt").unlink()
+    for use in (is_finished, load_run):
+        with pytest.raises(ValueError, match=r"history\.json .*train and evaluate it again"):
+            use(tmp_path)
+
+
 def test_a_run_belongs_to_its_corpus(corpus, tmp_path) -> None:
     run_dir = tmp_path / "run"
     begin(corpus, run_dir)

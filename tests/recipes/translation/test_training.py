@@ -304,9 +304,10 @@ def test_a_seed_may_be_large(data, tiny, tmp_path) -> None:
 
 def test_a_history_that_a_kill_left_behind_is_written_again(data, tiny, tmp_path) -> None:
     state = fit(tiny(), data, tmp_path)
-    (tmp_path / "history.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"history\.json holds no checkpoint's losses: train the run again"):
-        load_history(tmp_path)
+    for content in ("[]", "[1]", '["valid_loss"]', '{"valid_loss": 1}'):
+        (tmp_path / "history.json").write_text(content)
+        with pytest.raises(ValueError, match=r"history\.json holds no records of .*valid_loss: train the run again"):
+            load_history(tmp_path)
     fit(tiny(), data, tmp_path)
     assert load_history(tmp_path) == state["history"]
 
