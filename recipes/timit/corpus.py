@@ -248,7 +248,7 @@ def load_corpus(
         if progress is not None:
             progress(done, len(found))
     if skipped and not skip_bad:
-        reasons = _listed((s.reason for s in skipped), "\n")
+        reasons = listed((s.reason for s in skipped), "\n")
         raise CorpusError(
             f"{folder}: {len(skipped)} of {len(found)} utterances are bad:\n{reasons}\n"
             "Mend these files, or ask to skip bad utterances (skip_bad=True, --skip-bad)."
@@ -402,13 +402,13 @@ def find_corpus(root: str | os.PathLike[str]) -> Path:
     if len(candidates) == 1:
         return next(iter(candidates.values()))
     if candidates:
-        raise CorpusError(f"{top} contains several corpora: {_listed(map(str, candidates.values()))}; give one of them")
+        raise CorpusError(f"{top} contains several corpora: {listed(map(str, candidates.values()))}; give one of them")
     if _is_corpus(top.absolute().parent):
         raise CorpusError(f"{top} is a part of a corpus; give the folder above it, {top.absolute().parent}")
     names = sorted(entry.name for entry in top.iterdir())
     raise CorpusError(
         f"{top} is not TIMIT or a corpus in its layout: looked for a folder that contains TRAIN and TEST (in "
-        f"upper or lower case) here and {_SEARCH_DEPTH} levels below; found {_listed(names) or 'nothing'}. "
+        f"upper or lower case) here and {_SEARCH_DEPTH} levels below; found {listed(names) or 'nothing'}. "
         "Give the folder of TIMIT (LDC93S1), or make a stand-in with `prepare`."
     )
 
@@ -463,7 +463,7 @@ def _parse_description(about: Mapping[str, Any]) -> _Description:
     speakers = {split: [str(s).lower() for s in about["speakers"][split]] for split in SPLITS}
     often = [s for s, n in Counter(s for its in speakers.values() for s in its).items() if n > 1]
     if often:
-        raise ValueError(f"speakers listed more than once: {_listed(often)}")
+        raise ValueError(f"speakers listed more than once: {listed(often)}")
     expected = {
         split: _Expected(len(its), int(about["utterances"][split]), frozenset(its)) for split, its in speakers.items()
     }
@@ -492,11 +492,11 @@ def _scan(folder: Path, description: _Description) -> list[_Files]:
     doubled = [f"{speaker} ({' and '.join(sorted(map(str, its)))})" for speaker, its in homes.items() if len(its) > 1]
     if doubled:
         raise CorpusError(
-            f"{folder}: speakers that are there more than once: {_listed(doubled, '; ')}; remove one of each"
+            f"{folder}: speakers that are there more than once: {listed(doubled, '; ')}; remove one of each"
         )
     misplaced = sorted({f.speaker for f in found.values() if f.split == "train" and f.speaker in in_test})
     if misplaced:
-        raise CorpusError(f"{folder}: dev or test speakers in TRAIN: {_listed(misplaced)}; move them to TEST")
+        raise CorpusError(f"{folder}: dev or test speakers in TRAIN: {listed(misplaced)}; move them to TEST")
     return [found[key] for key in sorted(found)]
 
 
@@ -543,9 +543,9 @@ def _check_counts(folder: Path, description: _Description, found: Iterable[_File
         notes = []
         if expected.speakers is not None:
             missing = sorted(expected.speakers - set(speakers))
-            notes += [f"missing speakers: {_listed(missing)}"] if missing else []
+            notes += [f"missing speakers: {listed(missing)}"] if missing else []
             extra = sorted(set(speakers) - expected.speakers)
-            notes += [f"speakers that do not belong: {_listed(extra)}"] if extra else []
+            notes += [f"speakers that do not belong: {listed(extra)}"] if extra else []
         elif len(speakers) != expected.n_speakers:
             notes += _region_notes(speakers)
         if expected.utterances_per_speaker is not None:
@@ -554,7 +554,7 @@ def _check_counts(folder: Path, description: _Description, found: Iterable[_File
                 for speaker, its in speakers.items()
                 if len(its) != expected.utterances_per_speaker
             ]
-            notes += [f"utterances by speaker: {_listed(odd, '; ')}"] if odd else []
+            notes += [f"utterances by speaker: {listed(odd, '; ')}"] if odd else []
         if notes or len(speakers) != expected.n_speakers or n_utterances != expected.n_utterances:
             problems.append(
                 f"{split} has {len(speakers)} of {expected.n_speakers} speakers and {n_utterances} of "
@@ -571,7 +571,7 @@ def _region_notes(speakers: Mapping[str, list[_Files]]) -> list[str]:
     regions = Counter(its[0].folder.parent.name.lower() for its in speakers.values())
     odd = [f"{r.upper()} has {regions[r]} of {n}" for r, n in _TRAIN_REGIONS.items() if regions[r] != n]
     odd += [f"{r} has {n}, expected no such folder" for r, n in sorted(regions.items()) if r not in _TRAIN_REGIONS]
-    return [f"speakers by region: {_listed(odd)}"]
+    return [f"speakers by region: {listed(odd)}"]
 
 
 def _check_phone_totals(
@@ -696,7 +696,7 @@ def _truncated(path: Path, declared: int, present: int) -> CorpusError:
     return CorpusError(f"{path}: truncated: its header promises {declared} samples, it holds {present}; copy it again")
 
 
-def _listed(items: Iterable[str], separator: str = ", ") -> str:
+def listed(items: Iterable[str], separator: str = ", ") -> str:
     """Join the first few items, and say how many more there are."""
     items = list(items)
     more = [f"and {len(items) - _SHOWN} more"] if len(items) > _SHOWN else []

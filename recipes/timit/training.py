@@ -26,7 +26,7 @@ from kaleido_audio.nn import param_groups
 from recipes.common import runs
 from recipes.common.files import replace_text
 from recipes.timit.config import Config
-from recipes.timit.corpus import Corpus, Utterance
+from recipes.timit.corpus import SPLITS, Corpus, CorpusError, Utterance, listed
 from recipes.timit.data import Batch, LengthBatches, SpeechDataset, loader, phone_inventory, transcript
 from recipes.timit.frontends import build_frontend, spec_of
 from recipes.timit.hmm import PhoneBigram, force_align, state_priors, viterbi_paths
@@ -46,6 +46,9 @@ class Speech(L.LightningDataModule):
         corpus: from `recipes.timit.corpus.load_corpus`.
         config: hop length, batch size and seed are used.
         progress: show a bar while reading audio.
+
+    Raises:
+        CorpusError: utterances that are too short to be realigned, or decoded, at this hop length.
     """
 
     def __init__(self, corpus: Corpus, config: Config, *, progress: bool = False) -> None:
@@ -54,7 +57,28 @@ class Speech(L.LightningDataModule):
         self.config = config
         self.progress = progress
         self.inventory = phone_inventory(corpus)
+        self._check_frames()
         self._datasets: dict[str, SpeechDataset] = {}
+
+    def _check_frames(self) -> None:
+        """Now, and not after hours, when an utterance has fewer frames than its realignment or its decoding takes."""
+        config = self.config
+        realigns = 0 < config.realign_after < config.epochs
+        short = []
+        for split in SPLITS:
+            for utterance in self.corpus.split(split):
+                n_frames = utterance.n_samples // config.hop_length + 1
+                n_phones = len(transcript(utterance, self.inventory)) if split == "train" and realigns else 0
+                if n_frames < n_phones:
+                    short.append(f"{utterance.wav}: {n_frames} frames for {n_phones} phones ({utterance.phn.name})")
+                elif n_frames < STATES_PER_PHONE and split != "train":
+                    short.append(f"{utterance.wav}: {n_frames} frames, where a phone takes {STATES_PER_PHONE}")
+        if short:
+            raise CorpusError(
+                f"{self.corpus.root}: utterances too short for --hop-length {config.hop_length}, {len(short)} in all:\n"
+                + listed(short, "\n")
+                + "\nMend these files, give a smaller --hop-length, or do not realign (--realign-after 0)."
+            )
 
     def dataset(self, split: str) -> SpeechDataset:
         """``"train"``, ``"dev"`` or ``"test"``."""
@@ -259,18 +283,19 @@ class PhoneRecognition(L.LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Cross-entropy of the labelled frames."""
         log_posterior, _ = self.log_posteriors(batch, self.data.dataset("train").utterances)
-        log_posterior = log_posterior.flatten(0, 1)
         labels = batch.labels.flatten()
         known = labels != IGNORE
-        loss = F.nll_loss(log_posterior[known], labels[known])
+        log_posterior, labels = log_posterior.flatten(0, 1)[known], labels[known]
+        # The mean over no frame, as where all labels of a batch lie between the frames, would be NaN.
+        loss = F.nll_loss(log_posterior, labels) if len(labels) else log_posterior.sum()
         if not torch.isfinite(loss):
             names = [self.data.dataset("train").utterances[i].key for i in batch.index.tolist()]
             raise ValueError(
                 f"the loss is {loss.item()} in epoch {self.current_epoch + 1} on the utterances {', '.join(names)}: "
                 "try a smaller --lr or --frontend-lr-multiplier"
             )
-        frames = int(known.sum())
-        errors = (log_posterior.detach()[known].argmax(dim=-1) != labels[known]).sum()
+        frames = len(labels)
+        errors = (log_posterior.detach().argmax(dim=-1) != labels).sum()
         self._train["loss"] += loss.item() * frames
         self._train["errors"] += errors.item()
         self._train["frames"] += frames

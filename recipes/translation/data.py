@@ -23,6 +23,7 @@ from torch import Tensor
 
 from recipes.common.files import check_free, naming, new_folder
 from recipes.timit.corpus import CorpusError
+from recipes.translation.config import LONGEST
 from recipes.translation.model import EOS, PAD, UNK
 
 SPLITS = ("train", "valid", "test")
@@ -342,8 +343,22 @@ def load_data(root: Path) -> Data:
                 f"{root}: expected {numbers[split]} lines in every file of {split}, got {sizes}: prepare it anew"
             )
         encoded = [v.encode(lines[f"tok.{language}"]) for language, v in zip(LANGUAGES, vocabularies, strict=True)]
+        # Train may have longer ones, which are left out; the English of test is only compared.
+        for language, side in zip(LANGUAGES, encoded, strict=True):
+            if split == "valid" or (split, language) == ("test", "de"):
+                _check_lengths(side, root / f"{split}.tok.{language}")
         splits[split] = Pairs(encoded[0], encoded[1], lines["tok.en"], lines["en"])
     return Data(name, vocabularies[0], vocabularies[1], splits)
+
+
+def _check_lengths(sentences: Sequence[np.ndarray], path: Path) -> None:
+    """Raise `CorpusError` where a sentence has more subwords than the models have positions."""
+    for number, sentence in enumerate(sentences, 1):
+        if len(sentence) > LONGEST:
+            raise CorpusError(
+                f"{path}, line {number} has {len(sentence)} subwords, and the models take {LONGEST}: cut the sentence, "
+                "or leave out the pair, and prepare the data anew"
+            )
 
 
 def read_lines(path: Path) -> list[str]:

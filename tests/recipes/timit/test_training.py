@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 pytest.importorskip("lightning")
 from lightning.pytorch.callbacks import Callback
 
 from recipes.timit.config import PRESETS, Config, default_preset
-from recipes.timit.corpus import Corpus, load_corpus
+from recipes.timit.corpus import Corpus, CorpusError, load_corpus
 from recipes.timit.data import LengthBatches, SpeechDataset, collate, phone_inventory
 from recipes.timit.evaluation import RunResult, evaluate
 from recipes.timit.frontends import FRONTENDS, build_frontend
@@ -312,6 +314,40 @@ def test_an_infinite_loss_names_epoch_and_utterances(corpus, tmp_path) -> None:
     config = dataclasses.replace(SMALL, lr=1e36)
     with pytest.raises(ValueError, match=r"the loss is (nan|inf) in epoch 1 on the utterances f.*--lr"):
         train(config, Speech(corpus, config), tmp_path, progress=False)
+
+
+def with_train_utterance(corpus: Corpus, out: Path, *, n_samples: int, rows: list[str]) -> Corpus:
+    """A copy of which the first utterance of train is cut, with other labels."""
+    root = Path(shutil.copytree(corpus.root, out))
+    first = corpus.train[0]
+    samples, rate = soundfile.read(first.wav, dtype="int16")
+    soundfile.write(root / first.wav.relative_to(corpus.root), samples[:n_samples], rate, format="NIST")
+    (root / first.phn.relative_to(corpus.root)).write_text("".join(f"{row}\n" for row in rows))
+    return load_corpus(root)
+
+
+def test_an_utterance_too_short_to_realign_is_named_before_the_training(corpus, tmp_path) -> None:
+    rows = [f"{80 * i} {80 * i + 80} {phone}" for i, phone in enumerate(("h#", "iy", "aa", "s", "m", "h#"))]
+    changed = with_train_utterance(corpus, tmp_path / "corpus", n_samples=480, rows=rows)
+    name = rf"{changed.train[0].wav.name}: 4 frames for 6 phones \({changed.train[0].phn.name}\)"
+    with pytest.raises(CorpusError, match=rf"for --hop-length 160, 1 in all:\n.*{name}\n.*--realign-after 0"):
+        Speech(changed, SMALL)
+    for changes in ({"realign_after": 0}, {"realign_after": 4, "epochs": 4}, {"hop_length": 80}):
+        Speech(changed, dataclasses.replace(SMALL, **changes))
+    with pytest.raises(CorpusError, match="2 frames, where a phone takes 3"):
+        Speech(corpus, dataclasses.replace(SMALL, realign_after=0, hop_length=corpus.dev[0].n_samples))
+
+
+def test_an_utterance_without_a_labelled_frame_is_no_loss(corpus, tmp_path) -> None:
+    changed = with_train_utterance(corpus, tmp_path / "corpus", n_samples=1600, rows=["10 150 iy"])
+    config = dataclasses.replace(SMALL, epochs=1, batch_size=1, realign_after=0, hidden=4, layers=1, frontend="mfsc")
+    data = Speech(changed, config)
+    assert (data.dataset("train").labels[0] == IGNORE).all()
+    train(config, data, tmp_path / "run", progress=False)
+    (record,) = json.loads((tmp_path / "run" / "history.json").read_text())
+    assert 0 < record["train_loss"] < 10
+    model = load_best(config, data, tmp_path / "run")
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 DISTRIBUTED = """

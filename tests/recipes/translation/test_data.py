@@ -135,6 +135,20 @@ def test_an_empty_line_is_named(broken: Path) -> None:
         load_data(broken)
 
 
+def test_a_sentence_longer_than_the_models_take_is_named(broken: Path) -> None:
+    # Train leaves pairs out, and the English of test is only compared.
+    for name, refused in (("train.tok.de", 0), ("valid.tok.en", 1), ("test.tok.de", 1), ("test.tok.en", 0)):
+        whole = (broken / name).read_text()
+        lines = whole.splitlines()
+        (broken / name).write_text("\n".join([*lines[:4], "null " * 1023 + "eins", *lines[5:]]) + "\n")
+        if refused:
+            with pytest.raises(CorpusError, match=rf"{name}, line 5 has \d+ subwords, and the models take 1024: cut"):
+                load_data(broken)
+        else:
+            load_data(broken)
+        (broken / name).write_text(whole)
+
+
 def test_text_in_another_encoding_is_named(broken: Path) -> None:
     (broken / "test.en").write_bytes("Größe\n".encode("latin-1"))
     with pytest.raises(CorpusError, match=r"test\.en is no UTF-8 text .* iconv"):
