@@ -18,7 +18,7 @@ from recipes.translation.data import Data, detokenized, moses_tokens
 from recipes.translation.model import Translator
 from recipes.translation.quantize import quantized
 from recipes.translation.search import translate
-from recipes.translation.training import load_averaged, load_history, weight_files
+from recipes.translation.training import left_out, load_averaged, load_history, weight_files
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Result:
         test_detokenized: of detokenised lower-cased text.
         signatures: of both, in sacrebleu's words.
         beam, length_penalty: of the search.
+        left_out: pairs of train longer than the run's max_length; None in results of earlier versions.
     """
 
     data: str
@@ -47,6 +48,7 @@ class Result:
     signatures: tuple[str, str]
     beam: int
     length_penalty: float
+    left_out: int | None = None
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
@@ -145,6 +147,7 @@ def evaluate(
         signatures=(signature, text_signature),
         beam=config.beam,
         length_penalty=config.length_penalty,
+        left_out=left_out(data.splits["train"], config.max_length),
     )
     replace_text(run_dir / ("int8.hyp" if int8 else "test.hyp"), "".join(f"{line}\n" for line in found["test"]))
     result.save(run_dir / ("int8.json" if int8 else "result.json"))

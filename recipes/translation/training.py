@@ -94,6 +94,11 @@ def fitting(pairs: Pairs, max_length: int) -> np.ndarray:
     return kept
 
 
+def left_out(pairs: Pairs, max_length: int) -> int:
+    """How many pairs have a side longer than that."""
+    return int((lengths(pairs) > max_length).sum())
+
+
 def lengths(pairs: Pairs) -> np.ndarray:
     """The longer side of every pair."""
     sides = ([len(sentence) for sentence in side] for side in (pairs.source, pairs.target))
@@ -288,6 +293,9 @@ def train(
         if processes.rank == 0:
             stack.enter_context(sole_trainer(run_dir))
             prepare_run_dir(config, data, run_dir)
+            count, every = left_out(data.splits["train"], config.max_length), len(data.splits["train"])
+            if progress and count:
+                print(f"Left out of train: {count:,} of {every:,} pairs, longer than {config.max_length} subwords")
         stack.enter_context(processes.joined())
         Trainer(config, data, run_dir, processes).fit(progress=progress, stop_at=stop_at)
     return processes.rank == 0

@@ -171,7 +171,12 @@ def test_commands_from_training_to_translation(prepared, tmp_path, capsys, monke
     assert run("train", "--row", "transformer", "--out", out, *shared, *TINY) == 0
     printed = capsys.readouterr().out
     assert "numbers, a stand-in and not IWSLT'14: pairs: 400 in train" in printed
-    assert json.loads(printed[printed.index("{") :])["updates"] == 4
+    result = json.loads(printed[printed.index("{") :])
+    assert (result["updates"], result["left_out"]) == (4, 0)
+    # As earlier versions wrote it.
+    del result["left_out"]
+    (tmp_path / "older.json").write_text(json.dumps(result))
+    assert Result.load(tmp_path / "older.json").left_out is None
     assert run("evaluate", "--run", out, "--beam", 1, *shared) == 0
     assert json.loads(capsys.readouterr().out)["beam"] == 1
     (tmp_path / "german").write_text("Eins zwei.\n\nDrei.\n")

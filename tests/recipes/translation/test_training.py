@@ -28,6 +28,7 @@ from recipes.translation.training import (
     check_data,
     fitting,
     learning_rate,
+    left_out,
     load_averaged,
     load_history,
     prepare_run_dir,
@@ -187,11 +188,15 @@ def test_seeds_and_updates_decide_what_is_drawn(data, tiny, tmp_path) -> None:
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
-def test_pairs_that_are_too_long_are_left_out(data) -> None:
+def test_pairs_that_are_too_long_are_left_out_and_counted(data, tiny, tmp_path, capsys) -> None:
     train_split = data.splits["train"]
     kept = fitting(train_split, 10)
     sizes = [max(len(a), len(b)) for a, b in zip(train_split.source, train_split.target, strict=True)]
     assert kept.tolist() == [i for i, size in enumerate(sizes) if size <= 10] and 0 < len(kept) < len(sizes)
+    assert left_out(train_split, 10) == len(sizes) - len(kept)
+    train(tiny(max_length=10, updates=1), data, tmp_path, accelerator="cpu")
+    printed = capsys.readouterr().out
+    assert f"Left out of train: {len(sizes) - len(kept)} of 400 pairs, longer than 10 subwords\n" in printed
     with pytest.raises(ValueError, match="all pairs of train are longer than max_length = 1"):
         fitting(train_split, 1)
 
