@@ -142,6 +142,8 @@ def _described(folder: Path) -> dict[str, Any]:
 def new_folder(out: Path, *, overwrite: bool, made: Iterable[str]) -> Iterator[Path]:
     """A hidden folder beside ``out`` to fill in the block, which then takes its place: as a whole or not at all.
 
+    A kill leaves that folder, ``.<name>.<id>.partial``, which may be deleted.
+
     Args:
         out, overwrite, made: as `check_free` takes them; it is asked again at the end.
     """
