@@ -371,7 +371,8 @@ class KMatrix(ModuleWithTables):
         if self.constraint is None:
             return _coefficients(self.weight, self.is_complex)
         angles = self.angles.float() if self.is_complex and self.angles.dtype in _HALF else self.angles
-        return unitary_blocks(angles, None if self.reflection is None else self.reflection > 0.5)
+        # Rounded, because an average may be off by a rounding.
+        return unitary_blocks(angles, None if self.reflection is None else self.reflection.to(angles.dtype).round())
 
     @torch.no_grad()
     def _set_blocks(self, blocks: Tensor) -> None:

@@ -65,17 +65,17 @@ def unitary_blocks(angles: Tensor, reflection: Tensor | None) -> Tensor:
         angles: real, ``(..., pairs)``: theta of [[cos, -sin], [sin, cos]]; complex, ``(..., 4, pairs)``: theta,
             alpha, beta, delta of [[e^{i alpha} cos, -e^{i (delta - beta)} sin], [e^{i beta} sin,
             e^{i (delta - alpha)} cos]], whose determinant is e^{i delta}.
-        reflection: bool ``(..., pairs)``: where the second column is negated. None for complex blocks.
+        reflection: ``(..., pairs)``: 1 where the second column is negated, else 0. None for complex blocks.
 
     Shape:
         result ``(..., 2, 2, pairs)``.
 
-    >>> unitary_blocks(torch.zeros(1), torch.tensor([True]))[0].tolist()  # diagonal coefficients of a reflection
+    >>> unitary_blocks(torch.zeros(1), torch.ones(1))[0].tolist()  # diagonal coefficients of a reflection
     [[1.0], [-1.0]]
     """
     if reflection is not None:
-        cos, sin = angles.cos(), angles.sin()
-        entries = torch.stack([cos, torch.where(reflection, -cos, cos), torch.where(reflection, sin, -sin), sin], -2)
+        cos, sin, sign = angles.cos(), angles.sin(), 1 - 2 * reflection
+        entries = torch.stack([cos, sign * cos, -sign * sin, sin], -2)
     else:
         theta, alpha, beta, delta = angles.unbind(-2)
         cos, sin = theta.cos(), theta.sin()

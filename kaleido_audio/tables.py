@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain
 from typing import Any
 
 import torch
@@ -11,20 +10,21 @@ from torch import Tensor, nn
 
 
 class ModuleWithTables(nn.Module):
-    """Base of modules with tables: they are right also after the meta device, however it was left.
+    """Base of modules with tables: they are right also after the meta device, however it was left, and in averages.
 
     A module made on the meta device gets real memory by ``to_empty`` or by ``load_state_dict(..., assign=True)``. A
-    buffer that the state_dict does not hold would keep anything, or stay behind. Indices are no buffers at all: what
-    averages buffers over time (`torch.optim.swa_utils.AveragedModel` with ``use_buffers``) would round them to others.
-    They have real memory always, and are used as ``self.name.to(device)``: in `torch.func.functional_call` the module
-    may be on the meta device, and in `torch.nn.DataParallel` on another GPU than the parameters.
+    buffer that the state_dict does not hold would keep anything, or stay behind. So tables of integers, which follow
+    from a subclass's options by its `tables`, are no buffers: they have real memory always, and are used as
+    ``self.name.to(device)``, because in `torch.func.functional_call` the module may be on the meta device, and in
+    `torch.nn.DataParallel` on another GPU than the parameters.
 
-    Tables that follow from a subclass's options come from its `tables`, by `register_tables`. Indices that the weights
-    were made for are given to `register_saved`, and are in the state_dict.
+    Indices that belong to the weights are buffers of the state_dict, which is what copies and synchronises models. But
+    what averages buffers over time (`torch.optim.swa_utils.AveragedModel` with ``use_buffers``) makes other indices of
+    integers without a word: they are kept as floating-point numbers, by `register_indices`, and read by `indices`.
     """
 
     _table_names: tuple[str, ...] = ()
-    _saved_names: tuple[str, ...] = ()
+    _index_names: tuple[str, ...] = ()
 
     def tables(self) -> dict[str, Tensor]:
         """The tensors by name, on the CPU."""
@@ -43,30 +43,30 @@ class ModuleWithTables(nn.Module):
                 self.register_buffer(name, table.to(device), persistent=False)
             else:
                 setattr(self, name, _moved(table, device))
-        self._follow()
+        self.register_load_state_dict_post_hook(_follow_parameters)
 
-    def register_saved(self, name: str, indices: Tensor) -> None:
-        """Keep indices as an attribute and in the state_dict, as a copy: nobody averages those of the module itself."""
-        self._saved_names = (*self._saved_names, name)
-        setattr(self, name, _moved(indices, torch.empty(0).device))
-        self._follow()
+    def register_indices(self, name: str, indices: Tensor, limit: int) -> None:
+        """Make a buffer of indices.
 
-    def forget_saved(self) -> None:
-        """Undo `register_saved`."""
-        for name in self._saved_names:
-            delattr(self, name)
-        self._saved_names = ()
+        Args:
+            name: of the buffer, whose type no ``half()`` changes.
+            indices: integers in [0, limit).
+            limit: decides the type, in which they are exact.
+        """
+        self._index_names = (*self._index_names, name)
+        self.register_buffer(name, indices.to(torch.float32 if limit <= 1 << 24 else torch.float64))
 
-    def _follow(self) -> None:
-        if _follow_parameters not in self._load_state_dict_post_hooks.values():
-            self.register_load_state_dict_post_hook(_follow_parameters)
+    def indices(self, name: str) -> Tensor:
+        """Those of `register_indices`, as int64."""
+        numbers: Tensor = getattr(self, name)
+        return numbers.round().long()
 
     def _computed_tables(self) -> dict[str, Tensor]:
         with torch.device("cpu"):
             return self.tables()
 
-    def _indices(self) -> list[str]:
-        return [name for name in (*self._table_names, *self._saved_names) if name not in self._buffers]
+    def _integer_tables(self) -> list[str]:
+        return [name for name in self._table_names if name not in self._buffers]
 
     def _meta_tables(self) -> list[str]:
         return [name for name in self._table_names if getattr(self, name).is_meta]
@@ -79,59 +79,35 @@ class ModuleWithTables(nn.Module):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> ModuleWithTables:
         def apply(tensor: Tensor) -> Any:
             # A memory format for images is for weights of convolutions, not for all tensors of four or five dimensions.
-            if tensor.ndim < 4 or type(tensor) not in (Tensor, nn.Parameter):
+            if tensor.ndim < 4 or type(tensor) not in (Tensor, nn.Parameter) or not tensor.is_contiguous():
                 return fn(tensor)
             return fn(tensor.detach().flatten()).view(tensor.shape)
 
         were_meta = self._meta_tables()
+        # A lower precision would not hold them.
+        indices = {name: getattr(self, name) for name in self._index_names if name in self._buffers}
         super()._apply(apply, recurse)
-        for name in self._indices():
-            indices = getattr(self, name)
-            setattr(self, name, _moved(indices, fn(indices).device))
+        for name, before in indices.items():
+            after = getattr(self, name)
+            real = not (before.is_meta or after.is_meta)
+            self._buffers[name] = before.to(after.device) if real else after.to(before.dtype)
+        for name in self._integer_tables():
+            table = getattr(self, name)
+            setattr(self, name, _moved(table, fn(table).device))
         if were_meta and not self._meta_tables():
             self._restore(were_meta, getattr(self, were_meta[0]).device)
         return self
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name in self._saved_names:
-            destination[prefix + name] = getattr(self, name).clone()
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        saved = {prefix + name: name for name in self._saved_names}
-        for key, name in saved.items():
-            own, given = getattr(self, name), state_dict.get(key)
-            if given is None:
-                missing_keys.extend([key] if strict else [])
-            elif given.shape != own.shape:
-                error_msgs.append(
-                    f"size mismatch for {key}: copying a param with shape {tuple(given.shape)} from checkpoint, the "
-                    f"shape in current model is {tuple(own.shape)}."
-                )
-            elif not given.is_meta:
-                setattr(self, name, given.detach().to(own.device, own.dtype, copy=True))
-        others = {key: value for key, value in state_dict.items() if key not in saved}
-        super()._load_from_state_dict(others, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-
-
-def _moved(indices: Tensor, device: torch.device) -> Tensor:
+def _moved(table: Tensor, device: torch.device) -> Tensor:
     """On another device, but for the meta device, which keeps nothing."""
-    return indices if device.type == "meta" else indices.to(device)
+    return table if device.type == "meta" else table.to(device)
 
 
 def _follow_parameters(module: nn.Module, incompatible_keys: Any) -> None:
     """What was left behind goes where the parameters are."""
-    own = next(chain(module.parameters(recurse=False), module.buffers(recurse=False)), None)
-    if isinstance(module, ModuleWithTables) and own is not None and not own.is_meta:
-        module._restore(module._meta_tables(), own.device)
-        for name in module._indices():
-            setattr(module, name, _moved(getattr(module, name), own.device))
+    parameter = next(module.parameters(recurse=False), None)
+    if isinstance(module, ModuleWithTables) and parameter is not None and not parameter.is_meta:
+        module._restore(module._meta_tables(), parameter.device)
+        for name in module._integer_tables():
+            setattr(module, name, _moved(getattr(module, name), parameter.device))

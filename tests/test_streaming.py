@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kaleido_audio.frontends import MFSC
-from kaleido_audio.transforms import FlooredLogarithm, KFbank, KMelSpectrogram, KSpectrogram, Spectrogram
+from kaleido_audio.transforms import PCEN, FlooredLogarithm, KFbank, KMelSpectrogram, KSpectrogram, Spectrogram
 
 FRONT_ENDS = [
     KMelSpectrogram(16000, 64, n_mels=8, compression="log", dtype=torch.float64),
@@ -118,8 +118,13 @@ def test_one_buffer_for_all_chunks(front_end: nn.Module, samples: int) -> None:
     torch.testing.assert_close(torch.cat(parts, dim=-1), front_end(waveform))
 
 
-def test_pcen_inside_something_else_is_refused() -> None:
-    front_end = KMelSpectrogram(16000, 64, n_mels=8, compression="pcen")
+@pytest.mark.parametrize("make", [lambda: KMelSpectrogram(16000, 64, n_mels=8), lambda: KFbank(num_mel_bins=8)])
+def test_pcen_of_ones_own(make) -> None:
+    front_end, waveform = make(), noise(4000).float()
+    front_end.compression = PCEN(8, 16000, front_end.hop_length)
+    stream = front_end.stream()
+    parts = [stream.push(chunk) for chunk in waveform.split(160)] + [stream.finish()]
+    torch.testing.assert_close(torch.cat(parts, dim=-1), front_end(waveform), rtol=1e-4, atol=1e-5)
     front_end.compression = nn.Sequential(front_end.compression)
     with pytest.raises(ValueError, match="a Sequential, has a PCEN in it"):
         front_end.stream()

@@ -177,13 +177,20 @@ def _first_order(u: Tensor, decay: Tensor, initial: Tensor) -> Tensor:
         u ``(..., channels, frames)``, decay ``()`` or ``(channels, 1)``, initial broadcastable to
         ``(..., channels, 1)``.
     """
-    # A product with zeros would carry what is not finite to the frames before it too.
-    finite = u.isfinite()
-    spoiled = torch.where(finite, 0.0, torch.nan).to(u.dtype).cumsum(-1)
-    u = torch.where(finite, u, torch.zeros_like(u))
     # A block alone is one product; graphs are made for any number of frames.
     short = not torch.compiler.is_compiling() and u.shape[-1] <= _SMOOTHING_BLOCK
-    return _by_blocks(u, decay, initial, () if short else (_SMOOTHING_BLOCK, _SMOOTHING_BLOCK)) + spoiled
+    sizes = () if short else (_SMOOTHING_BLOCK, _SMOOTHING_BLOCK)
+    if _is_known_finite(u):
+        return _by_blocks(u, decay, initial, sizes)
+    # A product with zeros would carry what is not finite to the frames before it too.
+    spoiled = (~u.isfinite()).cumsum(-1) > 0
+    return _by_blocks(u.nan_to_num(0.0, 0.0, 0.0), decay, initial, sizes).masked_fill(spoiled, torch.nan)
+
+
+def _is_known_finite(u: Tensor) -> bool:
+    """Whether all is finite, asked only where the answer costs less than doing without."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+    return type(u) is Tensor and u.is_cpu and not traced and math.isfinite(u.detach().sum().item())
 
 
 def _by_blocks(u: Tensor, decay: Tensor, initial: Tensor, sizes: tuple[int, ...]) -> Tensor:

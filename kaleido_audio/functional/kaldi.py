@@ -97,14 +97,13 @@ def kaldi_mel_filterbank(
         )
     if n_fft % 2:
         raise ValueError(f"expected an even n_fft, got {n_fft}: round_to_power_of_two, or another frame_length")
-    with torch.device("cpu"):  # also where modules are made on the meta device
-        frequencies = torch.arange(n_fft // 2, dtype=torch.float64) * (sample_frequency / n_fft)
-        bins = hz_to_mel(frequencies).unsqueeze(1)
-        first, last = hz_to_mel(torch.tensor([low_freq, highest], dtype=torch.float64)).tolist()
-        corners = torch.linspace(first, last, num_mel_bins + 2, dtype=torch.float64)
-        width = (last - first) / (num_mel_bins + 1)
-        rising, falling = (bins - corners[:-2]) / width, (corners[2:] - bins) / width
-        fb = F.pad(torch.minimum(rising, falling).clamp(min=0), (0, 0, 0, 1))
+    frequencies = torch.arange(n_fft // 2, dtype=torch.float64) * (sample_frequency / n_fft)
+    bins = hz_to_mel(frequencies).unsqueeze(1)
+    first, last = hz_to_mel(torch.tensor([low_freq, highest], dtype=torch.float64)).tolist()
+    corners = torch.linspace(first, last, num_mel_bins + 2, dtype=torch.float64)
+    width = (last - first) / (num_mel_bins + 1)
+    rising, falling = (bins - corners[:-2]) / width, (corners[2:] - bins) / width
+    fb = F.pad(torch.minimum(rising, falling).clamp(min=0), (0, 0, 0, 1))
     empty = int((fb.amax(0) == 0).sum())
     if empty:
         warnings.warn(
@@ -112,7 +111,7 @@ def kaldi_mel_filterbank(
             f"take longer frames (n_fft = {n_fft})",
             stacklevel=2,
         )
-    return fb.to(torch.empty(0).device, torch.get_default_dtype() if dtype is None else dtype)
+    return fb.to(torch.get_default_dtype() if dtype is None else dtype)
 
 
 def kaldi_frame_counts(lengths: Tensor, frame_length: int, hop_length: int, *, snip_edges: bool = True) -> Tensor:
@@ -151,7 +150,7 @@ def kaldi_frames(
             `kaldi_frame_counts` of an item hold nothing of use.
 
     Shape:
-        result ``(..., frames, frame_length)``; a view where nothing was mirrored.
+        result ``(..., frames, frame_length)``; a view where nothing was mirrored and there are no lengths.
 
     Raises:
         ValueError: a signal too short for one frame, bad lengths.

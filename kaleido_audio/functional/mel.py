@@ -108,16 +108,15 @@ def mel_filterbank(
         raise ValueError(f"expected 0 <= f_min < f_max in Hz, got f_min = {f_min} and f_max = {f_max}")
     dtype = torch.get_default_dtype() if dtype is None else dtype
 
-    with torch.device("cpu"):  # also where modules are made on the meta device
-        bins = torch.linspace(0, sample_rate // 2, n_freqs, dtype=dtype)
-        lowest, highest = hz_to_mel(torch.tensor([f_min, f_max], dtype=torch.float64), mel_scale).tolist()
-        corners = mel_to_hz(torch.linspace(lowest, highest, n_mels + 2, dtype=dtype), mel_scale)
-        widths = corners.diff()
-        distances = corners - bins.unsqueeze(1)
-        rising, falling = -distances[:, :-2] / widths[:-1], distances[:, 2:] / widths[1:]
-        fb = torch.minimum(rising, falling).clamp(min=0)
-        if norm == "slaney":
-            fb = fb * (2.0 / (corners[2:] - corners[:-2]))
+    bins = torch.linspace(0, sample_rate // 2, n_freqs, dtype=dtype)
+    lowest, highest = hz_to_mel(torch.tensor([f_min, f_max], dtype=torch.float64), mel_scale).tolist()
+    corners = mel_to_hz(torch.linspace(lowest, highest, n_mels + 2, dtype=dtype), mel_scale)
+    widths = corners.diff()
+    distances = corners - bins.unsqueeze(1)
+    rising, falling = -distances[:, :-2] / widths[:-1], distances[:, 2:] / widths[1:]
+    fb = torch.minimum(rising, falling).clamp(min=0)
+    if norm == "slaney":
+        fb = fb * (2.0 / (corners[2:] - corners[:-2]))
     empty = int((fb.amax(0) == 0).sum())
     if empty:
         warnings.warn(
@@ -125,7 +124,7 @@ def mel_filterbank(
             f"(n_freqs = {n_freqs}), or keep f_max ({f_max} Hz) within {sample_rate // 2} Hz",
             stacklevel=2,
         )
-    return fb.to(torch.empty(0).device)
+    return fb
 
 
 class _NonNegative(torch.autograd.Function):

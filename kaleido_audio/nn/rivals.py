@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kaleido_audio.nn.linear import KLinear
 from kaleido_audio.nn.structured import StructuredLinear, check_positive, real_dtype
+from kaleido_audio.tables import ModuleWithTables
 
 
 class DenseLinear(nn.Linear):
@@ -106,7 +107,7 @@ class LowRankLinear(StructuredLinear):
         return f"{super().extra_repr()}, rank={self.rank}"
 
 
-class SparseLinear(StructuredLinear):
+class SparseLinear(ModuleWithTables, StructuredLinear):
     """W with few nonzeros, at random places that do not change: one parameter a nonzero.
 
     Every row has the same number of nonzeros, or one more. W is made dense to multiply by it: at the densities
@@ -158,7 +159,7 @@ class SparseLinear(StructuredLinear):
         self.nonzeros = nonzeros
         self.seed = seed
         self.values = _empty((nonzeros,), device, dtype)
-        self.register_buffer("support", torch.empty(nonzeros, dtype=torch.int64, device=device))
+        self.register_indices("support", torch.zeros(nonzeros, device=device), in_features * out_features)
         self._reset_matrix()
 
     @torch.no_grad()
@@ -176,7 +177,7 @@ class SparseLinear(StructuredLinear):
     def weight(self) -> Tensor:
         """The matrix W ``(out_features, in_features)``; differentiable, computed anew at each access."""
         zeros = self.values.new_zeros(self.out_features * self.in_features)
-        return zeros.scatter(0, self.support, self.values).view(self.out_features, self.in_features)
+        return zeros.scatter(0, self.indices("support"), self.values).view(self.out_features, self.in_features)
 
     def extra_repr(self) -> str:
         """Sizes and number of nonzeros."""

@@ -37,7 +37,7 @@ class Filterbank(nn.Module):
         super().__init__()
         if fb.ndim != 2:
             raise ValueError(f"expected fb of shape (n_freqs, n_bands), got {tuple(fb.shape)}")
-        negative = not fb.is_meta and bool((fb < 0).any())
+        negative = bool((fb < 0).any())
         if learnable and negative:
             raise ValueError(
                 "a learnable filterbank has no negative weights, and this fb has some: use fb.clamp(min=0), "

@@ -130,8 +130,8 @@ class KaldiSpectrogram(KSpectrogram):
             real, imaginary = self.transform(frames * self.window)
             return self._of_parts(real, imaginary, None)
         signal, length = frames.flatten(-2), frames.shape[-1]
-        factors = self.transform.factors
-        squared = ops.butterfly_power_spectrum(signal, self.window, factors, self.rows.to(factors.device), length)
+        factors, rows = self.transform.factors, self.indices("rows")
+        squared = ops.butterfly_power_spectrum(signal, self.window, factors, rows, length)
         return F.power_of_squared(squared, float(self.power or 2.0)).transpose(-1, -2)
 
     @property
@@ -150,7 +150,8 @@ class KFbank(MelFrontEnd):
     the transpose of this one's is equal at the start (``KFbank(...)(waveform).mT``), gradients included. Kaldi itself
     works on samples of 16 bits: multiply waveforms in [-1, 1] by 32768 for its values. Left out are ``channel`` and
     ``min_duration`` (every leading dimension is kept, and a waveform too short for one frame is an error) and
-    ``vtln_*``. What is learnable, and how, is as in `KMelSpectrogram`.
+    ``vtln_*``. What is learnable, and how, is as in `KMelSpectrogram`. Hooks of the spectrogram do not run, because
+    its frames serve the energy too.
 
     Args:
         num_mel_bins: number of filters.
@@ -242,8 +243,9 @@ class KFbank(MelFrontEnd):
             dtype=dtype,
         )
         kind = spectrogram.window.dtype
-        fb = F.kaldi_mel_filterbank(n_fft, num_mel_bins, sample_frequency, low_freq, high_freq, dtype=kind)
-        filterbank = Filterbank(fb, learnable="filterbank" in learned)
+        with torch.device("cpu"):  # what it checks, the meta device does not have
+            fb = F.kaldi_mel_filterbank(n_fft, num_mel_bins, sample_frequency, low_freq, high_freq, dtype=kind)
+        filterbank = Filterbank(fb, learnable="filterbank" in learned).to(spectrogram.window.device)
         super().__init__(spectrogram, filterbank, FlooredLogarithm() if use_log_fbank else None, sample_frequency)
         self.learnable = learned
         self.use_energy = use_energy
@@ -260,12 +262,7 @@ class KFbank(MelFrontEnd):
     def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Features of a waveform; with lengths, also the frame counts."""
         with no_autocast(self.mel_scale.fb):
-            if self.use_energy:
-                features = self._of_frames(self.spectrogram.frames(waveform, lengths))
-            elif lengths is None:
-                features = self._features(self.spectrogram(waveform))
-            else:
-                features = self._features(self.spectrogram(waveform, lengths)[0])
+            features = self._of_frames(self.spectrogram.frames(waveform, lengths), self.compression)
             if lengths is None:
                 return features - features.mean(-1, keepdim=True) if self.subtract_mean else features
             counts = self.spectrogram.frame_counts(lengths)
@@ -279,15 +276,17 @@ class KFbank(MelFrontEnd):
         if self.subtract_mean:
             raise ValueError("subtract_mean needs the whole signal, which a stream does not know: leave it out")
 
+        compress = self._streamed_compression()
+
         def features(stretch: Tensor) -> Tensor:
             with no_autocast(self.mel_scale.fb):
-                return self._of_frames(self.spectrogram.frames(stretch, snip_edges=True))
+                return self._of_frames(self.spectrogram.frames(stretch, snip_edges=True), compress)
 
         return features
 
-    def _of_frames(self, frames: Tensor) -> Tensor:
+    def _of_frames(self, frames: Tensor, compress: Callable[[Tensor], Tensor] | None) -> Tensor:
         emphasized = self.spectrogram.emphasized(frames)
-        features = self._features(self.spectrogram.of_frames(emphasized))
+        features = self._features(self.spectrogram.of_frames(emphasized), compress)
         if not self.use_energy:
             return features
         energy = self._log_energy(frames if self.raw_energy else emphasized * self.spectrogram.window)

@@ -57,10 +57,10 @@ class MelFrontEnd(nn.Module):
         """Features of a waveform; with lengths, also the frame counts."""
         with no_autocast(self.mel_scale.fb):
             if lengths is None:
-                return self._features(self.spectrogram(waveform))
+                return self._features(self.spectrogram(waveform), self.compression)
             specgram, counts = self.spectrogram(waveform, lengths)
             # Masked again, because compression turns zeros into something else.
-            return F.mask_frames(self._features(specgram), counts), counts
+            return F.mask_frames(self._features(specgram, self.compression), counts), counts
 
     def stream(self) -> Stream:
         """The features of a signal that comes in pieces, see `Stream`.
@@ -73,25 +73,28 @@ class MelFrontEnd(nn.Module):
 
     def _features_of_stretches(self) -> Callable[[Tensor], Tensor]:
         """For a `Stream`: it may remember the stretches before."""
-        compress: Callable[[Tensor], Tensor] | None = self.compression
-        if isinstance(self.compression, PCEN):
-            compress = self.compression.stream()
-        elif any(isinstance(part, PCEN) for part in (self.compression.modules() if self.compression else ())):
+        compress = self._streamed_compression()
+
+        def features(stretch: Tensor) -> Tensor:
+            with no_autocast(self.mel_scale.fb):
+                return self._features(self.spectrogram.of_padded(stretch), compress)
+
+        return features
+
+    def _streamed_compression(self) -> Callable[[Tensor], Tensor] | None:
+        """The compression for stretches in order, of which it may remember something."""
+        if self.compression is None or isinstance(self.compression, PCEN):
+            return None if self.compression is None else self.compression.stream()
+        if any(isinstance(part, PCEN) for part in self.compression.modules()):
             raise ValueError(
                 f"the compression, a {type(self.compression).__name__}, has a PCEN in it, which would begin anew with "
                 "each chunk: let the PCEN be the compression, and apply the rest to what the stream returns"
             )
+        return self.compression
 
-        def features(stretch: Tensor) -> Tensor:
-            with no_autocast(self.mel_scale.fb):
-                bands = self.mel_scale(self.spectrogram.of_padded(stretch))
-                return bands if compress is None else compress(bands)
-
-        return features
-
-    def _features(self, specgram: Tensor) -> Tensor:
+    def _features(self, specgram: Tensor, compress: Callable[[Tensor], Tensor] | None) -> Tensor:
         features = self.mel_scale(specgram)
-        return features if self.compression is None else self.compression(features)
+        return features if compress is None else compress(features)
 
 
 class KMelSpectrogram(MelFrontEnd):
@@ -132,6 +135,8 @@ class KMelSpectrogram(MelFrontEnd):
     >>> features.shape, counts
     (torch.Size([2, 40, 101]), tensor([101,  51]))
     """
+
+    spectrogram: KSpectrogram
 
     def __init__(
         self,
@@ -274,7 +279,7 @@ class KMelSpectrogram(MelFrontEnd):
                 waveform,
                 power=spectrogram.power,
                 factors=factors,
-                rows=spectrogram.rows.to(factors.device),
+                rows=spectrogram.indices("rows"),
                 fb=fb,
                 **logarithm,
                 **spectrogram.frame_options(lengths, spectrogram.pad, spectrogram.center),
@@ -314,17 +319,18 @@ def mel_parts(
         sample_rate = int(sample_rate)
     rate = F.check_at_least("sample_rate", sample_rate, 1)
     dtype = spectrogram.window.dtype
-    fb = F.mel_filterbank(
-        spectrogram.n_features,
-        f_min,
-        float(rate // 2) if f_max is None else f_max,
-        n_mels,
-        rate,
-        norm,
-        mel_scale,
-        dtype=dtype,
-    )
-    filterbank = Filterbank(fb, learnable="filterbank" in learnable)
+    with torch.device("cpu"):  # what it checks, the meta device does not have
+        fb = F.mel_filterbank(
+            spectrogram.n_features,
+            f_min,
+            float(rate // 2) if f_max is None else f_max,
+            n_mels,
+            rate,
+            norm,
+            mel_scale,
+            dtype=dtype,
+        )
+    filterbank = Filterbank(fb, learnable="filterbank" in learnable).to(spectrogram.window.device)
     learned = "compression" in learnable
     if compression is None:
         return filterbank, None

@@ -273,7 +273,7 @@ class KSpectrogram(ModuleWithTables, Spectrogram):
         transform, order = _make_transform(self.n_fft, init, width, expansion, _COMPLEX[self.window.dtype])
         self.transform = transform.requires_grad_("transform" in self.learnable)
         # With the weights, because a state_dict may come from a module that began otherwise.
-        self.register_saved("rows", order[: self.n_features].clone())
+        self.register_indices("rows", order[: self.n_features], self.transform.size)
         if "window" in self.learnable:
             self.learn_window()
 
@@ -294,11 +294,11 @@ class KSpectrogram(ModuleWithTables, Spectrogram):
         """A copy with the K-matrix as a real dense matrix, see `kaleido_audio.nn.to_dense`."""
         result = copy.deepcopy(self)
         if isinstance(self.transform, KMatrix):
-            matrix = ops.to_dense(self.transform.factors, in_features=self._transform_inputs)
-            matrix = matrix[self.rows.to(matrix.device)]
+            matrix = ops.to_dense(self.transform.factors, in_features=self._transform_inputs)[self.indices("rows")]
             learned = any(parameter.requires_grad for parameter in self.transform.parameters())
             result.transform = DenseTransform(matrix).requires_grad_(learned).train(self.training)
-            result.forget_saved()
+            del result.rows
+            result._index_names = ()
         return result
 
     @property
@@ -312,7 +312,7 @@ class KSpectrogram(ModuleWithTables, Spectrogram):
             return self._of_parts(real, imaginary, lengths)
         options = self.frame_options(lengths, pad, center)
         factors = self.transform.factors
-        rows = self.rows.to(factors.device)
+        rows = self.indices("rows")
         return F.k_spectrogram(waveform, power=self.power, factors=factors, rows=rows, **options)
 
     def extra_repr(self) -> str:
@@ -339,7 +339,7 @@ def _make_transform(
     n_fft: int, init: str | KMatrix, width: int, expansion: int, dtype: torch.dtype
 ) -> tuple[KMatrix, Tensor]:
     """The K-matrix, and the outputs in which it has the frequencies 0, 1, ...."""
-    natural = torch.arange(n_fft, device="cpu")
+    natural = torch.arange(n_fft)
     if isinstance(init, KMatrix):
         if (init.in_features, init.out_features) != (n_fft, n_fft):
             raise ValueError(
@@ -364,8 +364,7 @@ def _make_transform(
     if init == "fourier":
         power_of_two = n_fft & (n_fft - 1) == 0
         fourier = exact.dft(n_fft, bit_reversed=power_of_two, dtype=dtype)
-        with torch.device("cpu"):
-            order = exact.bit_reversal(n_fft) if power_of_two else natural
+        order = exact.bit_reversal(n_fft) if power_of_two else natural
         return _expanded(fourier, width, max(expansion, fourier.expansion), dtype), order
     raise ValueError(f"expected init to be 'fourier', 'orthogonal' or a KMatrix, got {init!r}")
 

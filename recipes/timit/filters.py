@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from scipy.signal import resample
 from torch import nn
 
+from kaleido_audio import KMatrix
 from kaleido_audio.frontends import SincNet
 from kaleido_audio.transforms import KMelSpectrogram
 from recipes.timit.figures import BEFORE
@@ -73,7 +74,9 @@ def analysis_rows(frontend: KMelSpectrogram) -> np.ndarray:
     complex exponential of frequency ``k * sample_rate / n_fft``.
     """
     spectrogram = frontend.spectrogram
-    matrix = spectrogram.transform.to_dense().detach()[spectrogram.rows].cpu().numpy()  # type: ignore[operator, index]
+    transform = spectrogram.transform
+    assert isinstance(transform, KMatrix)
+    matrix = transform.to_dense().detach()[spectrogram.indices("rows")].cpu().numpy()
     window = spectrogram.window.detach().cpu().numpy()
     left = (spectrogram.n_fft - len(window)) // 2
     return matrix[:, left : left + len(window)] * window

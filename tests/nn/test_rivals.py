@@ -34,7 +34,7 @@ def low_rank(layer: LowRankLinear) -> torch.Tensor:
 
 def sparse(layer: SparseLinear) -> torch.Tensor:
     dense = torch.zeros(layer.out_features, layer.in_features, dtype=F64)
-    for place, value in zip(layer.support.tolist(), layer.values.tolist(), strict=True):
+    for place, value in zip(layer.indices("support").tolist(), layer.values.tolist(), strict=True):
         dense[place // layer.in_features, place % layer.in_features] = value
     return dense
 
