@@ -60,10 +60,10 @@ cuda: $(CUDA_LIBRARY)
 
 $(CUDA_LIBRARY): $(CUDA_SOURCES) $(LIBRARY)
 	@echo "Compiling the CUDA kernels: about 7 minutes on two cores, without output"
-	KALEIDO_CUDA=1 KALEIDO_PTXAS_REPORT=$(CURDIR)/$(PTXAS_REPORT) $(BIN)/python cuda/build.py --output $@
+	KALEIDO_CUDA=1 KALEIDO_PTXAS_REPORT="$(CURDIR)/$(PTXAS_REPORT)" $(BIN)/python cuda/build.py --output $@
 
 gpu: $(CUDA_LIBRARY)
-	PYTHON=$(CURDIR)/$(BIN)/python cuda/on_gpu.sh runs/gpu
+	PYTHON="$(CURDIR)/$(BIN)/python" cuda/on_gpu.sh runs/gpu
 
 demo: setup
 	$(BIN)/python -m recipes.timit prepare synthetic --out data/synthetic --keep
@@ -82,7 +82,7 @@ wheel: $(WHEEL)
 $(WHEEL): $(CPU_SOURCES) $(CUDA_SOURCES) $(WHEEL_SOURCES) $(VENV)/.ready
 	rm -rf dist build/lib* build/bdist* $(PTXAS_REPORT)
 	@echo "Building the wheel: a minute, and 7 minutes more where there is nvcc, without output"
-	KALEIDO_NATIVE=1 KALEIDO_PTXAS_REPORT=$(CURDIR)/$(PTXAS_REPORT) $(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	KALEIDO_NATIVE=1 KALEIDO_PTXAS_REPORT="$(CURDIR)/$(PTXAS_REPORT)" $(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	@touch $@
 
 # In a copy of the checkout whose package is the wheel's: every import, doctest and subprocess gets that one.
@@ -90,8 +90,8 @@ test-wheel: $(WHEEL)
 	rm -rf build/checkout && mkdir -p build/checkout
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/checkout dist/*.whl
 	cp -r cpu cuda tests recipes benchmarks examples docs README.md Makefile pyproject.toml build/checkout
-	cd build/checkout && OMP_NUM_THREADS=1 KALEIDO_PTXAS_REPORT=$(CURDIR)/$(PTXAS_REPORT) \
-	  $(CURDIR)/$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile
+	cd build/checkout && OMP_NUM_THREADS=1 KALEIDO_PTXAS_REPORT="$(CURDIR)/$(PTXAS_REPORT)" \
+	  "$(CURDIR)/$(BIN)/python" -m pytest -n $(TEST_JOBS) --dist loadfile
 
 $(SMOKE_VENV)/.ready: pyproject.toml Makefile
 	$(PYTHON) -m venv $(SMOKE_VENV)
@@ -112,7 +112,7 @@ $(SANITIZED): $(CPU_SOURCES) $(VENV)/.ready
 sanitize: $(SANITIZED)
 	env LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	  KALEIDO_CPU_LIBRARY=$(CURDIR)/$(SANITIZED) $(BIN)/python -m pytest tests/ops/test_native.py \
+	  KALEIDO_CPU_LIBRARY="$(CURDIR)/$(SANITIZED)" $(BIN)/python -m pytest tests/ops/test_native.py \
   -k "not opcheck and not compile and not export and not transforms and not 2_to_the_31"
 
 # Vectors twice as long as the processor's: compilers split them, and the arithmetic and the index maps stay the same.
@@ -121,7 +121,7 @@ $(WIDE): $(CPU_SOURCES) $(VENV)/.ready
 	  $(BIN)/python cpu/build.py --output $@
 
 test-wide: $(WIDE)
-	KALEIDO_CPU_LIBRARY=$(CURDIR)/$(WIDE) $(BIN)/python -m pytest tests/ops
+	KALEIDO_CPU_LIBRARY="$(CURDIR)/$(WIDE)" $(BIN)/python -m pytest tests/ops
 
 check-arm64: tests/cpu/check_kernels.cpp $(CPU_SOURCES)
 	mkdir -p build

@@ -40,8 +40,8 @@ class BuildNative(build_ext):
         outputs = {extension.name: Path(self.get_ext_fullpath(extension.name)) for extension in self.extensions}
         # The CUDA library adds to the operators that the CPU library defines.
         built = {name_of(cpu.LIBRARY): cpu.build_if_possible(outputs[name_of(cpu.LIBRARY)])}
-        if built[name_of(cpu.LIBRARY)]:
-            built[name_of(cuda.LIBRARY)] = cuda.build_if_wanted(outputs[name_of(cuda.LIBRARY)])
+        others = built[name_of(cpu.LIBRARY)]
+        built[name_of(cuda.LIBRARY)] = cuda.build_if_wanted(outputs[name_of(cuda.LIBRARY)], beside_cpu=others)
         self.extensions = self.distribution.ext_modules = [e for e in self.extensions if built.get(e.name)]
 
 

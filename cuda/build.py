@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -30,6 +31,7 @@ if str(SOURCE.parent) not in sys.path:
 from cpu.build import (  # noqa: E402
     BuildError,
     build_if_possible,
+    find_compiler,
     find_torch,
     link,
     named_program,
@@ -114,6 +116,19 @@ def code_flags(unit: str, chosen: list[str]) -> list[str]:
     return [f"-gencode=arch=compute_{written},code=[{','.join(code)}]" for written, code in codes.items()]
 
 
+def host_compiler(folder: Path) -> list[str]:
+    """nvcc's flags for the C++ compiler that CXX names; a command of several words is put into a script there."""
+    if not read_words("CXX"):
+        return []
+    words = find_compiler()
+    if len(words) == 1:
+        return ["-ccbin", words[0]]
+    script = folder / "host-compiler"
+    script.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n', encoding="utf-8")
+    script.chmod(0o755)
+    return ["-ccbin", str(script)]
+
+
 def build(output: Path) -> None:
     """Compile the library into ``output``, or raise `BuildError` and leave ``output`` as it was."""
     nvcc, torch = find_nvcc(), find_torch()
@@ -132,29 +147,44 @@ def build(output: Path) -> None:
             "might ask for a newer driver than torch does",
             f"name an nvcc of CUDA {cuda} in NVCC or CUDA_HOME",
         )
-    host = read_words("CXX")
-    flags = [*COMPILE_FLAGS, "-isystem", str(torch / "include"), *(["-ccbin", host[0]] if host else [])]
-    flags += [f"-Xcompiler={flag}" for flag in [*HOST_FLAGS, f"-ffile-prefix-map={torch}=torch"]]
     chosen = architectures(nvcc)
-    flags.append(f"-DKALEIDO_CUDA_ARCHITECTURES={':'.join(chosen)}")
-
     with tempfile.TemporaryDirectory(prefix="kaleido_audio-") as folder:
+        # By another name, because nvcc divides the words that it hands on at spaces and commas.
+        here = Path(folder, "torch")
+        here.symlink_to(torch)
+        flags = [*COMPILE_FLAGS, "-isystem", str(here / "include"), f"-DKALEIDO_CUDA_ARCHITECTURES={':'.join(chosen)}"]
+        flags += [f"-Xcompiler={flag}" for flag in [*HOST_FLAGS, f"-ffile-prefix-map={here}=torch"]]
         objects = [str(Path(folder, f"{unit}.o")) for unit in UNITS]
+        command = [str(nvcc), *host_compiler(Path(folder))]
 
         def compile_unit(unit: str, object_file: str) -> str:
-            return run([str(nvcc), *flags, *code_flags(unit, chosen), "-c", f"{SOURCE.name}/{unit}", "-o", object_file])
+            return run([*command, *flags, *code_flags(unit, chosen), "-c", f"{SOURCE.name}/{unit}", "-o", object_file])
 
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             printed = list(pool.map(compile_unit, UNITS, objects))
-        link([str(nvcc), *objects, f"-L{torch / 'lib'}", *LINK_FLAGS, *(f"-Xlinker={f}" for f in LINKER_FLAGS)], output)
+        link([*command, *objects, f"-L{here / 'lib'}", *LINK_FLAGS, *(f"-Xlinker={f}" for f in LINKER_FLAGS)], output)
     report = os.environ.get("KALEIDO_PTXAS_REPORT")
     if report:
         Path(report).parent.mkdir(parents=True, exist_ok=True)
         Path(report).write_text("\n".join(printed) + "\n", encoding="utf-8")
 
 
-def build_if_wanted(output: Path) -> bool:
-    """Build the library as KALEIDO_CUDA says, and tell whether it is there."""
+def build_if_wanted(output: Path, *, beside_cpu: bool = True) -> bool:
+    """Build the library as KALEIDO_CUDA says, and tell whether it is there.
+
+    Args:
+        output: the library; an old one is gone where there is no new one.
+        beside_cpu: whether there is the CPU library, which it needs.
+    """
+    if not beside_cpu:
+        if read_switch("KALEIDO_CUDA") == "1":
+            raise SystemExit(
+                "kaleido_audio: the CUDA kernels could not be built (KALEIDO_CUDA=1 makes this an error)\n"
+                "why: they need the native kernels for the processor, and those were not built\n"
+                "what to do: see above, or leave KALEIDO_NATIVE=0 out"
+            )
+        output.unlink(missing_ok=True)
+        return False
     try:
         possible = find_nvcc() is not None and torch_cuda(find_torch()) is not None
     except BuildError:

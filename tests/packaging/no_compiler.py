@@ -122,6 +122,9 @@ def test_what_fails_is_told_and_the_package_installed(
 
 def test_the_cuda_kernels_need_those_of_the_processor(sdist: Path, tmp_path: Path) -> None:
     result = install(sdist, tmp_path / "target", CXX="false", KALEIDO_CUDA="1")
+    assert result.returncode != 0
+    assert "they need the native kernels for the processor" in result.stdout + result.stderr
+    result = install(sdist, tmp_path / "target", CXX="false", KALEIDO_CUDA="")
     assert result.returncode == 0, result.stderr
     assert "CUDA kernels" not in result.stdout + result.stderr
     assert_works_on_the_reference_path(tmp_path / "target")
