@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     finished = options.redraw or run(cases, lambda case, _: contestants(options, case), describe, results, options)
     report.publish(results, sections(results), lambda: figure(results))
-    if cuda and not options.quick:
+    if cuda and not options.quick and not options.redraw:
         path = options.out / materialised.TABLE.name
         capability = "{}.{}".format(*torch.cuda.get_device_capability())
         others = [row for row in materialised.read_table() if row.capability != capability]

@@ -158,7 +158,7 @@ def parse_options(program: str, description: str | None, argv: Sequence[str] | N
         "--quick)",
     )
     args = parser.parse_args(argv)
-    if args.device == "cuda" and not torch.cuda.is_available():
+    if args.device == "cuda" and not args.redraw and not torch.cuda.is_available():
         parser.error(f"--device cuda: torch {torch.__version__} finds no CUDA device on this machine")
     settings = QUICK if args.quick else usual
     if args.rounds is not None:
@@ -182,7 +182,8 @@ def parse_options(program: str, description: str | None, argv: Sequence[str] | N
 
 
 def _default_bytes(device: str) -> float:
-    return torch.cuda.get_device_properties(0).total_memory / 2 if device == "cuda" else 8 * 2**30
+    gpu = device == "cuda" and torch.cuda.is_available()
+    return torch.cuda.get_device_properties(0).total_memory / 2 if gpu else 8 * 2**30
 
 
 def selected(cases: Sequence[CaseT], patterns: Sequence[str], groups: Mapping[str, set[str]]) -> list[CaseT]:
@@ -197,8 +198,8 @@ def selected(cases: Sequence[CaseT], patterns: Sequence[str], groups: Mapping[st
     for pattern in patterns:
         matching = groups.get(pattern) or {c.name for c in cases if fnmatch.fnmatch(c.name, f"*{pattern}*")}
         if not matching:
-            raise ValueError(f"no case matches {pattern!r}: expected one of {sorted(groups)} or a part of a name, "
-                             f"e.g. {cases[0].name!r}")  # fmt: skip
+            known = f"one of {sorted(groups)} or " if groups else ""
+            raise ValueError(f"no case matches {pattern!r}: expected {known}a part of a name, e.g. {cases[0].name!r}")
         chosen |= matching
     return [case for case in cases if case.name in chosen]
 

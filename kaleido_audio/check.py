@@ -1,8 +1,4 @@
-"""Which kernels run here, and whether they are right: ``python -m kaleido_audio.check``.
-
-Compares every operator with its definition in plain PyTorch and float64, values and gradients, on the processor and on
-every GPU, for many vectors and for few. It takes some seconds, and prints what belongs into a report of a fault.
-"""
+"""Which kernels run here, and whether they are right: ``python -m kaleido_audio.check``."""
 
 from __future__ import annotations
 
@@ -22,6 +18,11 @@ from kaleido_audio import ops
 from kaleido_audio.ops import native
 from kaleido_audio.ops.reference import multiply_by_stages, power_spectrum_by_stages
 
+_DESCRIPTION = (
+    "Compares every operator with its definition in plain PyTorch and float64, values and gradients, on the processor "
+    "and on every GPU, for many vectors and for few. It takes some seconds, and prints what belongs into a report of a "
+    "fault."
+)
 TYPES = (
     (torch.float32, torch.float32),
     (torch.float64, torch.float64),
@@ -213,9 +214,10 @@ def describe(device: torch.device, backend: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 0 if all is right."""
-    parser = argparse.ArgumentParser(prog="python -m kaleido_audio.check", description=(__doc__ or "").split("\n\n")[1])
+    parser = argparse.ArgumentParser(prog="python -m kaleido_audio.check", description=_DESCRIPTION)
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    parser.add_argument("--device", action="append", choices=devices, help="default: all of them")
+    known = [*devices, *(["cuda"] if len(devices) > 1 else [])]
+    parser.add_argument("--device", action="append", choices=known, help="default: all of them")
     args = parser.parse_args(arguments)
     print(
         f"kaleido_audio {kaleido_audio.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "

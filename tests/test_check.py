@@ -93,3 +93,9 @@ def test_without_kernels_it_says_why(name: str, value: str, reason: str) -> None
     result = subprocess.run(command, env={**os.environ, name: value}, capture_output=True, text=True, check=True)
     assert "plain PyTorch" in result.stdout and reason in result.stdout
     assert result.stdout.endswith("There was nothing to check.\n")
+
+
+def test_without_docstrings() -> None:
+    command = [sys.executable, "-OO", "-m", "kaleido_audio.check", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "compares every operator" in result.stdout.lower()

@@ -36,6 +36,12 @@ _NO_CUDA_LIBRARY = (
 LARGEST_SPECTRUM = 2048
 """Points of the largest spectrum that is one kernel on a GPU, in single precision; half of it in double."""
 
+_OPERATORS = {
+    "cpu": ("butterfly", "butterfly_no_grad", "butterfly_backward", "power_spectrum", "power_spectrum_backward",
+            "cpu_capability"),
+    "cuda": ("log_filterbank", "cuda_architectures"),
+}  # fmt: skip
+
 _devices: set[str] = set()
 _functions: dict[str, Any] = {}
 _missing: dict[str, str] = {}
@@ -60,13 +66,19 @@ def is_native(x: Tensor) -> bool:
     return False
 
 
-@torch.compiler.assume_constant_result  # or torch.compile would take it for False
+def _constant(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`torch.compiler.assume_constant_result`, which would import the whole compiler: half of this package's import."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant  # or torch.compile would take it for False
 def goes_to_onnx() -> bool:
     """Whether `torch.onnx.export` is looking."""
     return torch.onnx.is_in_onnx_export()
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _has_code(gpu: int | None) -> bool:
     """Whether the CUDA library was compiled for a GPU."""
     if gpu not in _has_code_for:
@@ -187,6 +199,9 @@ def _load_library(device: str, variable: str, built: Path) -> bool:
         torch.ops.load_library(str(path))
     except OSError as error:
         _missing[device] = f"{path.name} does not load: {error}"
+        return False
+    if not all(hasattr(torch.ops.kaleido_audio, name) for name in _OPERATORS[device]):
+        _missing[device] = f"{path} lacks operators of this version of the package: build it again"
         return False
     _devices.add(device)
     return True

@@ -131,3 +131,11 @@ def test_help_names_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(capsys.readouterr().out.split())
     for default in ("runs/benchmarks", "cpu", "15, and 3 with --quick", "4, and 0.5 with --quick"):
         assert f"default: {default}" in text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_results_of_a_gpu_are_drawn_without_one(capsys) -> None:
+    assert parse_options("kmatrix", None, ["--device", "cuda", "--redraw"], "").device.type == "cuda"
+    with pytest.raises(SystemExit):
+        parse_options("kmatrix", None, ["--device", "cuda"], "")
+    assert "finds no CUDA device" in capsys.readouterr().err

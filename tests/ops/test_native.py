@@ -559,3 +559,22 @@ def test_an_instruction_set_that_is_lacking_is_said(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(native, "cpu_capability", lambda: "avx2")
     with pytest.warns(UserWarning, match="KALEIDO_CPU_CAPABILITY=avx512: .* lacks it, avx2 is in use"):
         native._load()
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+
+
+def test_another_library_is_told_from_ours() -> None:
+    other = os.path.join(os.path.dirname(torch.__file__), "lib", "libtorch_global_deps.so")
+    code = "import kaleido_audio, torch; print(kaleido_audio.ops.backend(torch.zeros(3)))"
+    result = run_python(code, KALEIDO_CPU_LIBRARY=other)
+    assert result.stdout == "reference\n"
+    assert f"{other} lacks operators of this version of the package: build it again" in result.stderr
+
+
+def test_the_import_leaves_the_compiler_out() -> None:
+    """Which takes as long as the rest of the package."""
+    assert run_python("import kaleido_audio, sys; print('torch._dynamo' in sys.modules)").stdout == "False\n"
