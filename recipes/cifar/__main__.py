@@ -15,7 +15,7 @@ from recipes.cifar.config import METHODS, PRESETS, ROWS, Config, default_preset
 from recipes.cifar.counts import markdown
 from recipes.cifar.data import CifarData, load_data
 from recipes.cifar.recoveries import CASES, recover_all
-from recipes.common.command import run_command
+from recipes.common.command import raise_on_sigterm, run_command
 from recipes.common.options import add_config_options, check_row, given_options
 
 DEFAULT_ROWS = (
@@ -189,4 +189,5 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    raise_on_sigterm()
     sys.exit(main())

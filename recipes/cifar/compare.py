@@ -11,8 +11,8 @@ from recipes.cifar.counts import PAPER
 from recipes.cifar.data import CifarData
 from recipes.cifar.evaluation import Result, evaluate
 from recipes.cifar.figures import recovery_figure, save_small
-from recipes.cifar.training import check_data, train
-from recipes.common.files import replace_text
+from recipes.cifar.training import check_data, check_run, train
+from recipes.common.files import has_checkpoint, replace_text
 from recipes.common.processes import check_single_process
 from recipes.common.text import spread
 
@@ -61,7 +61,8 @@ def compare(
         the table as Markdown.
 
     Raises:
-        ValueError: torchrun started several processes, or a run in ``out`` is of other data.
+        ValueError: torchrun started several processes, or a run in ``out`` is of other data or, unfinished, of another
+            configuration.
     """
     check_single_process()
     # One that is given twice would count twice, with a spread of zero.
@@ -73,9 +74,11 @@ def compare(
         for kind in (["none"] if config.permutation == "none" else permutations)
     ]
     for _, mine, folder in wanted:
-        # Before hours of training, which checks the others.
+        # Before hours of training.
         if _is_finished(mine, folder):
             check_data(data, folder)
+        elif has_checkpoint(folder):
+            check_run(mine, data, folder)
     runs = []
     for row, mine, folder in wanted:
         if not _is_finished(mine, folder):

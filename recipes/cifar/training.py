@@ -288,8 +288,7 @@ def _prepare_run_dir(config: Config, data: CifarData, run_dir: Path) -> None:
     path = run_dir / runs.CONFIG
     about = _about(data)
     if has_checkpoint(run_dir):
-        check_data(data, run_dir)
-        runs.check_config(config, Config.load, run_dir)
+        check_run(config, data, run_dir)
     elif path.exists() and (Config.load(path) != config or load_json(run_dir / "data.json", BROKEN_RUN) != about):
         # Before the first checkpoint, e.g. where an option was refused, any other run may have the folder, but not
         # the order that was recovered for this one.
@@ -297,6 +296,12 @@ def _prepare_run_dir(config: Config, data: CifarData, run_dir: Path) -> None:
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     replace_text(run_dir / "data.json", json.dumps(about) + "\n")
     config.save(path)
+
+
+def check_run(config: Config, data: CifarData, run_dir: Path) -> None:
+    """Raise ValueError where a run that has a checkpoint has another configuration or other data."""
+    check_data(data, run_dir)
+    runs.check_config(config, Config.load, run_dir)
 
 
 def check_data(data: CifarData, run_dir: Path) -> None:

@@ -142,7 +142,8 @@ def _described(folder: Path) -> dict[str, Any]:
 def new_folder(out: Path, *, overwrite: bool, made: Iterable[str]) -> Iterator[Path]:
     """A hidden folder beside ``out`` to fill in the block, which then takes its place: as a whole or not at all.
 
-    A kill leaves that folder, ``.<name>.<id>.partial``, which may be deleted.
+    A kill (SIGKILL) leaves that folder, ``.<name>.<id>.partial``, which may be deleted; in the moment in which one
+    takes the place of another, it leaves the other as ``.<name>.<id>.old``.
 
     Args:
         out, overwrite, made: as `check_free` takes them; it is asked again at the end.
@@ -165,8 +166,8 @@ def replace_folder(new: Path, out: Path) -> None:
         out.rename(old)
     try:
         new.rename(out)
-    except OSError:
-        if old.exists():
+    except BaseException:  # an interruption too, but for one after the new one is in its place
+        if old.exists() and not out.exists():
             old.rename(out)
         raise
     shutil.rmtree(old, ignore_errors=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from recipes.common.command import run_command
+from recipes.common.command import raise_on_sigterm, run_command
 from recipes.common.options import add_config_options, given_options
 from recipes.shufflenet.config import PRESETS, Config, default_preset
 from recipes.shufflenet.counts import PAPER_MIXINGS, count_all, markdown
@@ -202,4 +202,5 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    raise_on_sigterm()
     sys.exit(main())

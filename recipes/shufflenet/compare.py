@@ -10,7 +10,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from recipes.common.files import load_json, replace_text
+from recipes.common.files import has_checkpoint, load_json, replace_text
 from recipes.common.processes import Processes, check_single_process
 from recipes.common.text import spread
 from recipes.shufflenet.config import Config
@@ -19,7 +19,7 @@ from recipes.shufflenet.data import ImageData
 from recipes.shufflenet.evaluation import Result, evaluate
 from recipes.shufflenet.latency import BATCHES, Latency, circumstances, measure_latency
 from recipes.shufflenet.model import K_INITS, MIXINGS
-from recipes.shufflenet.training import build, check_data, train
+from recipes.shufflenet.training import build, check_data, check_run, train
 
 LATENCY_SIZE = 224
 """Height and width of the images of the table's latencies and multiply-adds: ImageNet's."""
@@ -108,7 +108,8 @@ def compare(
         the table as Markdown.
 
     Raises:
-        ValueError: torchrun started several processes, or a run in ``out`` is of other data.
+        ValueError: torchrun started several processes, or a run in ``out`` is of other data or, unfinished, of another
+            configuration.
     """
     check_single_process()
     # One that is given twice would count twice, with a spread of zero.
@@ -122,9 +123,11 @@ def compare(
         for seed, width, row in product(seeds, widths, rows)
     ]
     for _, config, folder in wanted:
-        # Before hours of training, which checks the others.
+        # Before hours of training.
         if is_finished(config, folder):
             check_data(data, folder)
+        elif has_checkpoint(folder):
+            check_run(config, data, folder)
     runs = []
     for row, config, folder in wanted:
         if not is_finished(config, folder):

@@ -360,17 +360,23 @@ def train(
 def _prepare_run_dir(config: Config, data: ImageData, run_dir: Path) -> None:
     # Before the first checkpoint, e.g. where an option was refused, any other run may have the folder.
     if has_checkpoint(run_dir):
-        check_data(data, run_dir)
-        runs.check_config(config, Config.load, run_dir)
+        check_run(config, data, run_dir)
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     replace_text(run_dir / runs.DATA, json.dumps(_about(data)) + "\n")
     config.save(run_dir / runs.CONFIG)
 
 
+def check_run(config: Config, data: ImageData, run_dir: Path) -> None:
+    """Raise ValueError where a run that has a checkpoint has another configuration or other data."""
+    check_data(data, run_dir)
+    runs.check_config(config, Config.load, run_dir)
+
+
 def check_data(data: ImageData, run_dir: Path) -> None:
     """Raise ValueError where a run was trained on other data."""
-    runs.check_data(_about(data), run_dir, {"content": "on other images of the same number"})
+    digests = {"content": "on other images of the same number", "files": "on other images of the same names"}
+    runs.check_data(_about(data), run_dir, digests)
 
 
 def _about(data: ImageData) -> dict[str, str]:
-    return {"summary": data.summary(), "content": data.fingerprint()}
+    return {"summary": data.summary(), "content": data.fingerprint(), "files": data.sizes_fingerprint()}

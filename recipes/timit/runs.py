@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.common.files import naming
+from recipes.common.runs import load_history
 from recipes.timit.config import Config
 from recipes.timit.corpus import Corpus
 from recipes.timit.evaluation import RunResult
 from recipes.timit.frontends import FRONTENDS, spec_of
 from recipes.timit.identity import check_identity
-from recipes.timit.training import curves
+from recipes.timit.training import RECORDED, curves
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,18 @@ def _load(folder: Path) -> Run:
     config = Config.load(folder / "config.json")
     with naming(folder / "result.json", remedy):
         result = RunResult.load(folder / "result.json")
-    return Run(folder, config, curves(folder), result)
+    return Run(folder, config, _history(folder), result)
+
+
+def _history(folder: Path) -> list[dict[str, float]]:
+    try:
+        return curves(folder)
+    except ValueError as error:
+        # A finished run no longer needs its last checkpoint: a whole history.json says the same.
+        try:
+            return load_history(folder / "history.json", RECORDED, "")
+        except ValueError:
+            raise error from None
 
 
 def group_runs(runs: Sequence[Run], corpus: Corpus) -> dict[str, list[Run]]:

@@ -35,7 +35,7 @@ from recipes.timit.model import Recognizer, feature_means, frame_mask
 from recipes.timit.phones import IGNORE, STATES_PER_PHONE, fold_to_39, transcript_39
 from recipes.timit.scoring import score
 
-_RECORDED = ("epoch", "train_frame_error", "dev_frame_error", "dev_per", "seconds")
+RECORDED = ("epoch", "train_frame_error", "dev_frame_error", "dev_per", "seconds")
 """What the evaluation and the report need to know of an epoch."""
 
 
@@ -64,12 +64,13 @@ class Speech(L.LightningDataModule):
         """Now, and not after hours, when an utterance has fewer frames than its realignment or its decoding takes."""
         config = self.config
         realigns = 0 < config.realign_after < config.epochs
-        short = []
+        short, of_realignment = [], False
         for split in SPLITS:
             for utterance in self.corpus.split(split):
                 n_frames = utterance.n_samples // config.hop_length + 1
                 n_phones = len(transcript(utterance, self.inventory)) if split == "train" and realigns else 0
                 if n_frames < n_phones:
+                    of_realignment = True
                     short.append(f"{utterance.wav}: {n_frames} frames for {n_phones} phones ({utterance.phn.name})")
                 elif n_frames < STATES_PER_PHONE and split != "train":
                     short.append(f"{utterance.wav}: {n_frames} frames, where a phone takes {STATES_PER_PHONE}")
@@ -77,7 +78,8 @@ class Speech(L.LightningDataModule):
             raise CorpusError(
                 f"{self.corpus.root}: utterances too short for --hop-length {config.hop_length}, {len(short)} in all:\n"
                 + listed(short, "\n")
-                + "\nMend these files, give a smaller --hop-length, or do not realign (--realign-after 0)."
+                + "\nMend these files, or train with a smaller --hop-length"
+                + (" or without realignment (--realign-after 0)." if of_realignment else ".")
             )
 
     def dataset(self, split: str) -> SpeechDataset:
@@ -677,7 +679,7 @@ def curves(run_dir: Path) -> list[dict[str, float]]:
         return history
     # It may have been removed to save room. Only then is this file asked: a kill can leave it an epoch ahead.
     remedy = "the run is not finished, or no longer whole; train and evaluate it again"
-    return runs.load_history(run_dir / "history.json", _RECORDED, remedy)
+    return runs.load_history(run_dir / "history.json", RECORDED, remedy)
 
 
 def _hush_lightning() -> None:

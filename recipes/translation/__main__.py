@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from recipes.common.command import run_command
+from recipes.common.command import raise_on_sigterm, run_command
 from recipes.common.options import add_config_options, check_row, given_options
 from recipes.translation.config import PRESETS, ROWS, Config, default_preset
 from recipes.translation.counts import VOCABULARIES, markdown
@@ -208,4 +208,5 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    raise_on_sigterm()
     sys.exit(main())

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from recipes.common.files import replace_text
+from recipes.common.files import has_checkpoint, replace_text
 from recipes.common.processes import check_single_process
 from recipes.common.text import spread
 from recipes.translation.config import ROWS, TITLES, Config
 from recipes.translation.counts import PAPER
 from recipes.translation.data import Data, read_lines
 from recipes.translation.evaluate import Result, evaluate
-from recipes.translation.training import check_data, load_history, train
+from recipes.translation.training import check_data, check_run, load_history, train
 
 _SAMPLES = 1000
 
@@ -59,7 +59,8 @@ def compare(
         the table as Markdown.
 
     Raises:
-        ValueError: torchrun started several processes, or a run in ``out`` is of other data.
+        ValueError: torchrun started several processes, or a run in ``out`` is of other data or, unfinished, of another
+            configuration.
     """
     check_single_process()
     # One that is given twice would count twice, with a spread of zero.
@@ -70,9 +71,11 @@ def compare(
         for seed in seeds
     ]
     for _, mine, folder in wanted:
-        # Before hours of training, which checks the others.
+        # Before hours of training.
         if is_finished(mine, folder):
             check_data(data, folder)
+        elif has_checkpoint(folder):
+            check_run(mine, data, folder)
     runs = []
     for row, mine, folder in wanted:
         if not is_finished(mine, folder):

@@ -311,22 +311,27 @@ def prepare_run_dir(config: Config, data: Data, run_dir: Path) -> None:
     Raises:
         ValueError: it holds a run with another configuration or other data, or one that cannot be made longer.
     """
-    path = run_dir / runs.CONFIG
     if has_checkpoint(run_dir):
-        check_data(data, run_dir)
-        # The search has no part in the training.
-        old = runs.check_config(config, Config.load, run_dir, changeable=("updates", "beam", "length_penalty"))
-        if config.updates < old.updates:
-            raise ValueError(f"{path} belongs to a run of {old.updates} updates: expected as many or more of them, "
-                             f"got {config.updates}")  # fmt: skip
-        if config.updates > old.updates and old.updates % config.save_every:
-            raise ValueError(
-                f"the run of {path} cannot be made longer: the checkpoint after its {old.updates} updates would not "
-                f"be one of the longer run, which saves every {config.save_every}; give another folder"
-            )
+        check_run(config, data, run_dir)
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     replace_text(run_dir / runs.DATA, json.dumps(_about(data), indent=1) + "\n")
-    config.save(path)
+    config.save(run_dir / runs.CONFIG)
+
+
+def check_run(config: Config, data: Data, run_dir: Path) -> None:
+    """Raise ValueError where a run that has a checkpoint is another one, or cannot be made longer."""
+    path = run_dir / runs.CONFIG
+    check_data(data, run_dir)
+    # The search has no part in the training.
+    old = runs.check_config(config, Config.load, run_dir, changeable=("updates", "beam", "length_penalty"))
+    if config.updates < old.updates:
+        raise ValueError(f"{path} belongs to a run of {old.updates} updates: expected as many or more of them, "
+                         f"got {config.updates}")  # fmt: skip
+    if config.updates > old.updates and old.updates % config.save_every:
+        raise ValueError(
+            f"the run of {path} cannot be made longer: the checkpoint after its {old.updates} updates would not "
+            f"be one of the longer run, which saves every {config.save_every}; give another folder"
+        )
 
 
 def check_data(data: Data, run_dir: Path) -> None:

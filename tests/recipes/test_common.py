@@ -121,6 +121,23 @@ def test_a_folder_that_is_needed_is_never_in_the_one_that_is_written(tmp_path) -
     check_free(tmp_path / "out", overwrite=False, made=(), needed=[Path("/"), tmp_path, tmp_path / "out-work"])
 
 
+@pytest.mark.parametrize("stop", [OSError, KeyboardInterrupt])
+def test_a_stop_between_two_renames_leaves_the_old_folder(tmp_path, monkeypatch, stop) -> None:
+    with new_folder(tmp_path / "out", overwrite=False, made=()) as folder:
+        (folder / "old").touch()
+
+    def rename(path: Path, target: Path) -> Path:
+        if path.name.endswith(".partial"):
+            raise stop
+        return renamed(path, target)
+
+    renamed = Path.rename
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(stop), new_folder(tmp_path / "out", overwrite=True, made=()) as folder:
+        (folder / "new").touch()
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "out", tmp_path / "out" / "old"]
+
+
 def test_a_folder_that_fails_to_be_written_leaves_the_old_one(tmp_path) -> None:
     with new_folder(tmp_path / "out", overwrite=False, made=()) as folder:
         (folder / "old").touch()

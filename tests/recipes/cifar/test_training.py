@@ -240,6 +240,14 @@ def test_a_comparison_does_not_take_runs_of_other_images_for_its_own(data, tmp_p
     with pytest.raises(ValueError, match="fc-random-seed0 was trained on other images of the same number"):
         compare({"fc": config}, other, tmp_path, seeds=[1, 0], **options)
     assert not (tmp_path / "fc-random-seed1").exists(), "told before the others are trained"
+    (tmp_path / "fc-random-seed0" / "result.json").rename(tmp_path / "result.json")
+    with pytest.raises(ValueError, match="fc-random-seed0 was trained on other images of the same number"):
+        compare({"fc": config}, other, tmp_path, seeds=[1, 0], **options)
+    longer = dataclasses.replace(config, epochs=2)
+    with pytest.raises(ValueError, match=r"fc-random-seed0.* another configuration \(epochs 1, not 2\)"):
+        compare({"fc": longer}, data, tmp_path, seeds=[1, 0], **options)
+    assert not (tmp_path / "fc-random-seed1").exists(), "an unfinished one too"
+    (tmp_path / "result.json").rename(tmp_path / "fc-random-seed0" / "result.json")
     # As earlier versions wrote it.
     (tmp_path / "fc-random-seed0" / "data.json").write_text(json.dumps({"summary": data.summary()}))
     assert compare({"fc": config}, data, tmp_path, seeds=[0], **options) == table

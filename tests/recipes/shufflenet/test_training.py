@@ -364,7 +364,13 @@ def test_a_comparison_does_not_take_runs_of_other_images_for_its_own(root, tmp_p
     config = dataclasses.replace(TINY, epochs=1)
     options = {"rows": [Row("none")], "widths": [0.25], "accelerator": "cpu", "progress": False}
     compare(config, load_images(tmp_path / "copy"), tmp_path / "out", seeds=[0], **options)
-    (tmp_path / "copy" / "train" / "red" / "0.png").rename(tmp_path / "copy" / "train" / "red" / "other.png")
+    image = tmp_path / "copy" / "train" / "red" / "0.png"
+    whole = image.read_bytes()
+    image.write_bytes(whole + b" ")
+    with pytest.raises(ValueError, match=r"none-0\.25-seed0 was trained on other images of the same names"):
+        compare(config, load_images(tmp_path / "copy"), tmp_path / "out", seeds=[1, 0], **options)
+    image.write_bytes(whole)
+    image.rename(image.with_name("other.png"))
     with pytest.raises(ValueError, match=r"none-0\.25-seed0 was trained on other images of the same number"):
         compare(config, load_images(tmp_path / "copy"), tmp_path / "out", seeds=[1, 0], **options)
     assert not (tmp_path / "out" / "none-0.25-seed1").exists(), "told before the others are trained"

@@ -72,7 +72,11 @@ def test_the_curves_are_those_of_the_last_checkpoint_whatever_their_file_holds(c
     assert is_finished(tmp_path) and load_run(tmp_path).history == json.loads(whole)
     train(config, data, tmp_path, progress=False)
     assert path.read_text() == whole, "a finished run that is trained again mends it"
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"cut")
+    assert is_finished(tmp_path) and load_run(tmp_path).history == json.loads(whole), "either of the two is enough"
     spoil()
+    with pytest.raises(ValueError, match=r"last\.ckpt cannot be read"):
+        load_run(tmp_path)
     (tmp_path / "checkpoints" / "last.ckpt").unlink()
     for use in (is_finished, load_run):
         with pytest.raises(ValueError, match=r"history\.json .*train and evaluate it again"):
